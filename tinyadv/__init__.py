@@ -1,0 +1,45 @@
+"""tinyadv: adversarial machine learning from scratch, on NumPy or CuPy.
+
+The modules in the order in which one learns them:
+
+backend     which module's functions to call: NumPy's or CuPy's
+tensor      the engine: Tensor, grad, and how an operation gets its gradient rules
+ops, conv   the operations
+losses      what training descends and attacks ascend
+layers      operations with weights; models: the networks by name
+data        images to learn from
+optim       how gradients change weights; checkpoint: keeping them; train: the loop
+evaluate    how good the result is
+"""
+
+from tinyadv import backend, checkpoint, conv, data, evaluate, layers, losses, models, ops, optim
+from tinyadv.backend import array_module, get_backend, to_numpy
+from tinyadv.tensor import Tensor, check_grads, defvjp, grad, primitive, value_and_grad
+from tinyadv.train import fit
+
+__all__ = [
+    "Tensor",
+    "array_module",
+    "backend",
+    "check_grads",
+    "checkpoint",
+    "conv",
+    "data",
+    "defvjp",
+    "evaluate",
+    "fit",
+    "get_backend",
+    "grad",
+    "layers",
+    "losses",
+    "models",
+    "ops",
+    "optim",
+    "primitive",
+    "to_numpy",
+    "value_and_grad",
+]
+
+backend.keep_freed_memory()
+
+__version__ = "0.1.0"

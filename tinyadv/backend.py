@@ -1,0 +1,106 @@
+"""NumPy or CuPy: which module's functions to call for an array.
+
+The rest of the library is written once. It asks for the module that an array belongs to and calls
+that module's functions, so the same lines run on a CPU and on a GPU:
+
+>>> import numpy as np
+>>> array_module(np.zeros(3)) is np
+True
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+BACKENDS = ("numpy", "cupy")
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for cannot be used on this machine."""
+
+
+def get_backend(name: str) -> ModuleType:
+    """The array module called ``name``.
+
+    Parameters
+    ----------
+    name : {"numpy", "cupy"}
+
+    Raises
+    ------
+    ValueError
+        If ``name`` is neither.
+    BackendError
+        If CuPy is not installed, or finds no CUDA device. The message is one sentence that says
+        what to do.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {name!r}")
+    if name == "numpy":
+        return np
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendError(
+            f"the cupy backend needs CuPy ({error}): install it with "
+            "pip install 'tinyadv[cuda12]' or 'tinyadv[cuda13]', or use --backend numpy"
+        ) from None
+    # `import cupy` succeeds on a machine with no GPU; only this asks the driver.
+    if not cupy.cuda.is_available():
+        raise BackendError(
+            "CuPy is installed but finds no CUDA device here: "
+            "check that nvidia-smi lists one, or use --backend numpy"
+        )
+    return cupy
+
+
+# What lives on the host. Any other array is asked for the package that its class comes from, which
+# is `cupy` for CuPy's, and no name of a device library stands in the rest of the code.
+_HOST = (np.ndarray, np.generic, int, float, list, tuple, type(None))
+
+
+def array_module(*values: Any) -> ModuleType:
+    """The module whose functions fit ``values``: that of the first one that is not NumPy's.
+
+    Numbers, lists and ``None`` count as NumPy's.
+    """
+    for value in values:
+        if not isinstance(value, _HOST):
+            return sys.modules[type(value).__module__.partition(".")[0]]
+    return np
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """``x`` (a Tensor, an array of either backend, a number, a list) as a NumPy array on the host.
+
+    From a GPU this copies and waits for the device.
+    """
+    x = getattr(x, "value", x)
+    module = array_module(x)
+    return np.asarray(x) if module is np else module.asnumpy(x)
+
+
+def keep_freed_memory() -> bool:
+    """Ask the C library to keep freed memory for the next array, instead of returning it.
+
+    A network's arrays have a few megabytes each. By default glibc fetches each such block from the
+    operating system and gives it back, and the page faults of fresh memory then cost more than the
+    arithmetic: over half the time of a training step. Importing tinyadv calls this function once;
+    set the environment variable ``TINYADV_KEEP_MEMORY=0`` beforehand to leave the C library alone.
+
+    Returns
+    -------
+    bool
+        Whether the setting was made. On systems other than Linux with glibc this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))

@@ -1,0 +1,118 @@
+"""Weights and whole training states in ``.npz`` files: arrays and JSON, never pickled.
+
+A file is written under a temporary name, flushed to the disk, and moved to its own name. So at
+every moment the name holds either the whole old file or the whole new one, also when the program
+is killed in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from tinyadv.layers import Module
+
+INFO = "__tinyadv__"  # the entry that holds all that is no array, as JSON
+
+
+class CheckpointError(RuntimeError):
+    """A file is missing, broken, or not of the expected kind."""
+
+
+def save_state(path: str | os.PathLike, state: dict) -> None:
+    """Write a nested dictionary of arrays, numbers, strings, lists and ``None``.
+
+    Raises
+    ------
+    TypeError
+        If something in it is none of these.
+    ValueError
+        If a key is no string or contains ``/``.
+    """
+    arrays: dict[str, np.ndarray] = {}
+
+    def split(part: dict, prefix: str) -> dict:
+        """Move the arrays out of ``part``; what is left is for JSON."""
+        rest = {}
+        for key, value in part.items():
+            if not isinstance(key, str) or "/" in key or key == INFO:
+                raise ValueError(f"a key must be a string without '/', got {key!r}")
+            if isinstance(value, np.ndarray):
+                arrays[prefix + key] = value
+            elif isinstance(value, dict):
+                rest[key] = split(value, f"{prefix}{key}/")
+            else:
+                rest[key] = value
+        return rest
+
+    info = json.dumps(split(state, ""))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays, **{INFO: np.frombuffer(info.encode(), np.uint8)})
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_state(path: str | os.PathLike) -> dict:
+    """Read what :func:`save_state` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such file, it is truncated or damaged, or something else wrote it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile) or INFO not in file:
+                raise CheckpointError(f"{path} is an array file, but not one that tinyadv wrote")
+            arrays = {name: file[name] for name in file.files}
+        state = json.loads(arrays.pop(INFO).tobytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(
+            f"{path} is no intact .npz file ({error}): it is truncated, damaged or something else; "
+            "delete it and make it again"
+        ) from error
+    for name, array in arrays.items():
+        *folders, key = name.split("/")
+        part = state
+        for folder in folders:
+            part = part[folder]
+        part[key] = array
+    return state
+
+
+def save_weights(path: str | os.PathLike, model: Module) -> None:
+    """Write the parameters of ``model``."""
+    save_state(path, {"weights": model.state_dict()})
+
+
+def load_weights(path: str | os.PathLike, model: Module) -> None:
+    """Set the parameters of ``model`` from a file of :func:`save_weights` or a training state.
+
+    Raises
+    ------
+    CheckpointError
+        As :func:`load_state`, and if the weights are those of another network.
+    """
+    state = load_state(path)
+    if "weights" not in state:
+        raise CheckpointError(f"{path} holds no weights, only {sorted(state)}")
+    try:
+        model.load_state_dict(state["weights"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error

@@ -1,0 +1,155 @@
+"""Losses: what training descends and an attack ascends.
+
+    z  (N, K)   logits: one row for each example, one column for each class
+    y  (N,)     labels: integers from 0 to K - 1
+
+Every loss has the same signature, ``loss(logits, labels, reduction="mean")``, so that an attack
+takes any of them, and anything else that looks like them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyadv import ops
+from tinyadv.backend import array_module
+from tinyadv.tensor import Array, Tensor, _value
+
+REDUCTIONS = {"mean": ops.mean, "sum": ops.sum, "none": lambda losses: losses}
+
+
+def one_hot(labels: Array, logits: Array | Tensor) -> Array:
+    """The labels as rows with a single 1, in the logits' shape, dtype and backend: (N, K).
+
+    Raises
+    ------
+    ValueError
+        If the labels are not N integers from 0 to K - 1. Labels that are on a GPU already are
+        checked for their shape alone, for to look at them would stop the device.
+    """
+    z = _value(logits)
+    labels = _value(labels)
+    if not hasattr(labels, "dtype"):
+        labels = np.asarray(labels)
+    if z.ndim != 2 or labels.shape != z.shape[:1]:
+        raise ValueError(
+            f"a loss takes logits (N, K) and labels (N,), got {z.shape} and {labels.shape}"
+        )
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers, the numbers of the classes, not {labels.dtype}")
+    xp = array_module(z)
+    if isinstance(labels, np.ndarray):
+        if labels.size and not 0 <= labels.min() <= labels.max() < z.shape[1]:
+            raise ValueError(
+                f"labels must be from 0 to {z.shape[1] - 1}, the network has {z.shape[1]} outputs; "
+                f"got labels from {labels.min()} to {labels.max()}"
+            )
+        labels = xp.asarray(labels)
+    return (labels[:, None] == xp.arange(z.shape[1])).astype(z.dtype)
+
+
+def _reduce(losses, reduction: str):
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {tuple(REDUCTIONS)}, got {reduction!r}")
+    return REDUCTIONS[reduction](losses)
+
+
+def cross_entropy(logits, labels, reduction="mean"):
+    """-log of the probability that softmax gives to the label: -Σ_c y_c log softmax(z)_c.
+
+    Parameters
+    ----------
+    logits : (N, K)
+    labels : (N,) integers
+    reduction : {"mean", "sum", "none"}
+        Over the examples; ``"none"`` returns one loss for each: (N,).
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not go together or a label is out of range.
+    """
+    log_probabilities = ops.log_softmax(logits, axis=1)
+    return _reduce(-ops.sum(one_hot(labels, logits) * log_probabilities, axis=1), reduction)
+
+
+def margin(logits, labels, reduction="mean"):
+    """The largest other logit minus the label's: above 0 where the example is misclassified.
+
+    The loss f₆ of Carlini & Wagner (2017), "Towards Evaluating the Robustness of Neural Networks".
+    Unlike cross-entropy it does not go flat when the network is sure. Arguments as for
+    :func:`cross_entropy`.
+    """
+    y = one_hot(labels, logits)
+    others = ops.where(y > 0, -np.inf, logits)
+    return _reduce(ops.max(others, axis=1) - ops.sum(y * logits, axis=1), reduction)
+
+
+def dlr(logits, labels, reduction="mean"):
+    """Difference of logits ratio: -(z_y - max_{i≠y} z_i) / (z_π1 - z_π3), π sorting downwards.
+
+    Croce & Hein (2020), "Reliable evaluation of adversarial robustness", equation 6. The quotient
+    makes it blind to the scale of the logits. Needs K ≥ 3; arguments as for :func:`cross_entropy`.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"the DLR loss needs 3 classes or more, got {logits.shape[1]}")
+    ranked = _sorted_logits(logits)
+    spread = ranked[:, 0] - ranked[:, 2]
+    return _reduce(margin(logits, labels, "none") / (spread + 1e-12), reduction)
+
+
+def dlr_targeted(logits, labels, targets, reduction="mean"):
+    """-(z_y - z_t) / (z_π1 - (z_π3 + z_π4) / 2): the DLR loss that favours class t over y.
+
+    Croce & Hein (2020), equation 7. Needs K ≥ 4. It is raised to reach the target.
+
+    Parameters
+    ----------
+    logits : (N, K)
+    labels, targets : (N,) integers
+    reduction : {"mean", "sum", "none"}
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(f"the targeted DLR loss needs 4 classes or more, got {logits.shape[1]}")
+    ranked = _sorted_logits(logits)
+    difference = ops.sum((one_hot(targets, logits) - one_hot(labels, logits)) * logits, axis=1)
+    spread = ranked[:, 0] - 0.5 * (ranked[:, 2] + ranked[:, 3])
+    return _reduce(difference / (spread + 1e-12), reduction)
+
+
+def _sorted_logits(logits):
+    """Each row in descending order; the order itself is constant, the values are not."""
+    xp = array_module(_value(logits))
+    order = xp.argsort(-_value(logits), axis=1)
+    rows = xp.arange(logits.shape[0])[:, None]
+    return ops.getitem(logits, (rows, order))
+
+
+def swapped_binary_cross_entropy(logits, labels, reduction="mean", *, epsilon=1e-7):
+    """Keras's ``binary_crossentropy(prediction, target)``: the arguments in the wrong places.
+
+    Keras takes ``(target, prediction)`` and clips the second to [ε, 1 - ε]. Given the other way
+    round, what is clipped and goes into the logarithms is the one-hot target t, and the
+    prediction p = softmax(z) only weights them:
+
+        -mean_c [p_c log clip(t_c) + (1 - p_c) log(1 - clip(t_c))].
+
+    For K = 10 that is 0.2 · 16.03 · (1 - p_y) = 3.206 (1 - p_y), up to 1e-7: linear in the
+    probability, where cross-entropy is -log p_y. A saturated softmax then has no gradient.
+
+    Parameters
+    ----------
+    logits : (N, K)
+    labels : (N,) integers
+    reduction : {"mean", "sum", "none"}
+    epsilon : float
+        Keras's clipping.
+    """
+    p = ops.softmax(logits, axis=1)
+    xp = array_module(_value(logits))
+    # In float64, and on the host's two numbers: 1 - 1e-7 has few digits left in float32.
+    t = one_hot(labels, logits)
+    low, high = float(np.log(epsilon)), float(np.log1p(-epsilon))
+    log_t = xp.where(t > 0, high, low).astype(t.dtype)
+    log_not_t = xp.where(t > 0, low, high).astype(t.dtype)
+    return _reduce(-ops.mean(p * log_t + (1 - p) * log_not_t, axis=1), reduction)

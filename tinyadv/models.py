@@ -1,0 +1,100 @@
+"""The networks, by name. All take images (N, C, H, W) and return logits (N, K): no softmax.
+
+``rng`` is a seed or a generator; ``init`` names an initialisation of :mod:`tinyadv.layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from tinyadv.layers import Activation, Conv2d, Dense, Flatten, MaxPool2d, ReLU, Sequential
+
+
+def slides_cnn(rng=0, *, init: str = "glorot_uniform") -> Sequential:
+    """The CNN of Shusen Wang's slides on evasion attacks, for 28×28 grey images: 38,390 parameters.
+
+    Initialised as Keras does by default, since the slides' network is a Keras model.
+    """
+    how = {"rng": np.random.default_rng(rng), "init": init}
+    return Sequential(
+        Conv2d(1, 10, 5, **how),  # (N, 1, 28, 28) -> (N, 10, 24, 24)
+        ReLU(),
+        MaxPool2d(2),  # -> (N, 10, 12, 12)
+        Conv2d(10, 20, 5, **how),  # -> (N, 20, 8, 8)
+        ReLU(),
+        MaxPool2d(2),  # -> (N, 20, 4, 4)
+        Flatten(),  # -> (N, 320)
+        Dense(320, 100, **how),
+        ReLU(),
+        Dense(100, 10, **how),
+    )
+
+
+def fast_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
+    """The small strided CNN of Wong et al. (2020), "Fast is better than free": 166,406 parameters.
+
+    For 28×28 grey images. Strides do what pooling does elsewhere.
+    """
+    how = {"rng": np.random.default_rng(rng), "init": init}
+    return Sequential(
+        Conv2d(1, 16, 4, stride=2, padding=1, **how),  # (N, 1, 28, 28) -> (N, 16, 14, 14)
+        ReLU(),
+        Conv2d(16, 32, 4, stride=2, padding=1, **how),  # -> (N, 32, 7, 7)
+        ReLU(),
+        Flatten(),  # -> (N, 1568)
+        Dense(1568, 100, **how),
+        ReLU(),
+        Dense(100, 10, **how),
+    )
+
+
+def madry_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
+    """The MNIST network of Madry et al. (2018), 28×28 grey images: 3,274,634 parameters."""
+    how = {"rng": np.random.default_rng(rng), "init": init}
+    return Sequential(
+        Conv2d(1, 32, 5, padding=2, **how),  # (N, 1, 28, 28) -> (N, 32, 28, 28)
+        ReLU(),
+        MaxPool2d(2),  # -> (N, 32, 14, 14)
+        Conv2d(32, 64, 5, padding=2, **how),  # -> (N, 64, 14, 14)
+        ReLU(),
+        MaxPool2d(2),  # -> (N, 64, 7, 7)
+        Flatten(),  # -> (N, 3136)
+        Dense(3136, 1024, **how),
+        ReLU(),
+        Dense(1024, 10, **how),
+    )
+
+
+def mlp(
+    sizes: Sequence[int] = (784, 200, 200, 10),
+    rng=0,
+    *,
+    activation: str = "relu",
+    init: str = "he_normal",
+) -> Sequential:
+    """A multilayer perceptron: ``sizes`` from the number of pixels to the number of classes.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Two at least; with just two it is a linear model.
+    rng : numpy.random.Generator or int
+    activation : {"relu", "leaky_relu", "sigmoid", "tanh", "softplus"}
+        Between the layers.
+    init : str
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"mlp needs two sizes or more, from inputs to outputs, got {sizes!r}")
+    how = {"rng": np.random.default_rng(rng), "init": init}
+    layers = [Flatten()]
+    for inputs, outputs in pairwise(sizes):
+        layers += [Dense(inputs, outputs, **how), Activation(activation)]
+    return Sequential(*layers[:-1])
+
+
+def linear(inputs: int = 784, outputs: int = 10, rng=0, *, init="glorot_uniform") -> Sequential:
+    """A linear model: logits W x + b."""
+    return mlp((inputs, outputs), rng, init=init)

@@ -1,0 +1,505 @@
+"""The operations: each a line or two of NumPy, with its gradient rules right under it.
+
+Reading a rule: ``g`` is ∂L/∂y, ``y`` the output, then come the arguments by name, and the rule
+returns ∂L/∂argument. Rules are made of operations, so that they can be differentiated in turn.
+
+Names and meanings are NumPy's (``ops.sum``, ``ops.max`` … shadow Python's own in this file).
+All of NumPy's broadcasting works: :func:`_fit` adds a gradient up again over the axes along which
+its argument was repeated. Convolution and pooling stand in :mod:`tinyadv.conv`, and can be reached
+from here as well (``ops.conv2d`` …).
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Sequence
+
+from tinyadv.backend import array_module
+from tinyadv.tensor import Array, Tensor, _value, defvjp, primitive
+
+# -------------------------------------------------------------------------- shape and dtype, first
+
+
+@primitive
+def reshape(x, shape):
+    """``x`` with its elements, row by row, in another shape (one length may be -1)."""
+    return x.reshape(shape)
+
+
+defvjp(reshape, lambda g, y, x, shape: reshape(g, x.shape))
+
+
+@primitive
+def transpose(x, axes=None):
+    """``x`` with its axes in another order; reversed by default."""
+    return x.transpose(axes)
+
+
+def _inverse_permutation(axes, ndim):
+    return None if axes is None else sorted(range(ndim), key=lambda i: axes[i] % ndim)
+
+
+defvjp(transpose, lambda g, y, x, axes=None: transpose(g, _inverse_permutation(axes, x.ndim)))
+
+
+@primitive
+def broadcast_to(x, shape):
+    """``x`` repeated along new axes and axes of length 1. A view: nothing is copied."""
+    return array_module(x).broadcast_to(x, shape)
+
+
+defvjp(broadcast_to, lambda g, y, x, shape: _fit(g, x))
+
+
+@primitive
+def astype(x, dtype):
+    """``x`` in another floating-point precision."""
+    return x.astype(dtype)
+
+
+defvjp(astype, lambda g, y, x, dtype: astype(g, x.dtype))
+
+
+@primitive
+def sum(x, axis=None, keepdims=False):
+    """The sum over ``axis`` (an int, a tuple, or ``None`` for all)."""
+    return x.sum(axis=axis, keepdims=keepdims)
+
+
+defvjp(sum, lambda g, y, x, axis=None, keepdims=False: (
+    broadcast_to(_with_axes(g, x, axis, keepdims), x.shape)
+))  # fmt: skip
+
+
+def _axes(axis, ndim) -> tuple[int, ...]:
+    """``axis`` in all the forms that NumPy allows, as a tuple of non-negative ints."""
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(a % ndim for a in (axis if isinstance(axis, (tuple, list)) else (axis,)))
+
+
+def _with_axes(g, x, axis, keepdims):
+    """``g``, the shape of a reduction of ``x``, with the reduced axes put back as length 1."""
+    if keepdims:
+        return g
+    axes = _axes(axis, x.ndim)
+    return reshape(g, tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
+
+
+def _fit(g, x):
+    """``g`` added up to the shape of ``x``, in its dtype: the adjoint of broadcasting.
+
+    Every element of ``x`` gets the sum of g over the places to which it was copied.
+    """
+    if g.shape != x.shape:
+        added = g.ndim - x.ndim
+        axes = tuple(range(added)) + tuple(
+            i + added for i, n in enumerate(x.shape) if n == 1 and g.shape[i + added] != 1
+        )
+        g = reshape(sum(g, axes), x.shape)
+    return g if g.dtype == x.dtype else astype(g, x.dtype)
+
+
+# ------------------------------------------------------------------------------------- arithmetic
+
+
+@primitive
+def add(a, b):
+    return a + b
+
+
+defvjp(add, lambda g, y, a, b: _fit(g, a), lambda g, y, a, b: _fit(g, b))
+
+
+@primitive
+def subtract(a, b):
+    return a - b
+
+
+defvjp(subtract, lambda g, y, a, b: _fit(g, a), lambda g, y, a, b: _fit(-g, b))
+
+
+@primitive
+def multiply(a, b):
+    return a * b
+
+
+defvjp(multiply, lambda g, y, a, b: _fit(g * b, a), lambda g, y, a, b: _fit(g * a, b))
+
+
+@primitive
+def divide(a, b):
+    return a / b
+
+
+defvjp(divide, lambda g, y, a, b: _fit(g / b, a), lambda g, y, a, b: _fit(-g * y / b, b))
+
+
+@primitive
+def negative(x):
+    return -x
+
+
+defvjp(negative, lambda g, y, x: -g)
+
+
+@primitive
+def power(a, b):
+    """a to the power b. The gradient for b takes a ≥ 0, and counts 0ᵇ as constant."""
+    return a**b
+
+
+def _power_base(g, y, a, b):
+    # b·aᵇ⁻¹, where b = 0 must give 0 even at a = 0.
+    if isinstance(b, (int, float)):
+        return _fit(g * (b * a ** (b - 1)), a) if b != 0 else g * 0.0
+    is_zero = b == 0
+    return _fit(g * (b * a ** where(is_zero, b + 1, b - 1)), a)
+
+
+def _power_exponent(g, y, a, b):
+    a = a if hasattr(a, "dtype") else array_module(b, g).full_like(_value(g), a)
+    return _fit(g * y * log(where(a > 0, a, a * 0 + 1)), b)
+
+
+defvjp(power, _power_base, _power_exponent)
+
+
+# ------------------------------------------------------------------------ elementwise functions
+
+
+@primitive
+def exp(x):
+    return array_module(x).exp(x)
+
+
+defvjp(exp, lambda g, y, x: g * y)
+
+
+@primitive
+def log(x):
+    return array_module(x).log(x)
+
+
+defvjp(log, lambda g, y, x: g / x)
+
+
+@primitive
+def sqrt(x):
+    return array_module(x).sqrt(x)
+
+
+defvjp(sqrt, lambda g, y, x: g * 0.5 / y)
+
+
+@primitive
+def abs(x):
+    return array_module(x).abs(x)
+
+
+defvjp(abs, lambda g, y, x: g * array_module(_value(x)).sign(_value(x)))
+
+
+@primitive
+def maximum(a, b):
+    """The larger one, element by element. Where they are equal the gradient goes to ``a``."""
+    return array_module(a, b).maximum(a, b)
+
+
+defvjp(
+    maximum,
+    lambda g, y, a, b: _fit(g * (_value(a) >= _value(b)), a),
+    lambda g, y, a, b: _fit(g * (_value(a) < _value(b)), b),
+)
+
+
+@primitive
+def minimum(a, b):
+    """The smaller one, element by element. Where they are equal the gradient goes to ``a``."""
+    return array_module(a, b).minimum(a, b)
+
+
+defvjp(
+    minimum,
+    lambda g, y, a, b: _fit(g * (_value(a) <= _value(b)), a),
+    lambda g, y, a, b: _fit(g * (_value(a) > _value(b)), b),
+)
+
+
+@primitive
+def where(condition, a, b):
+    """``a`` where ``condition`` holds, ``b`` elsewhere."""
+    return array_module(condition, a, b).where(condition, a, b)
+
+
+defvjp(
+    where,
+    None,
+    lambda g, y, condition, a, b: _fit(where(condition, g, g * 0), a),
+    lambda g, y, condition, a, b: _fit(where(condition, g * 0, g), b),
+)
+
+
+@primitive
+def clip(x, low, high):
+    """``x`` limited to [low, high]. The gradient passes inside, the limits included."""
+    return array_module(x).clip(x, low, high)
+
+
+defvjp(clip, lambda g, y, x, low, high: g * ((x >= low) & (x <= high)))
+
+
+@primitive
+def relu(x):
+    """max(x, 0). The gradient at 0 is 0."""
+    # With two finite bounds or infinite ones NumPy clips four bytes in the time in which
+    # `maximum(x, 0)` takes one: measured 0.08 against 0.28 ms for 737,000 numbers.
+    xp = array_module(x)
+    return xp.clip(x, 0, xp.inf)
+
+
+defvjp(relu, lambda g, y, x: g * (y > 0))
+
+
+@primitive
+def leaky_relu(x, slope=0.01):
+    """x above 0, slope·x below."""
+    return array_module(x).where(x > 0, x, slope * x)
+
+
+defvjp(leaky_relu, lambda g, y, x, slope=0.01: where(x > 0, g, slope * g))
+
+
+@primitive
+def tanh(x):
+    return array_module(x).tanh(x)
+
+
+defvjp(tanh, lambda g, y, x: g * (1 - y * y))
+
+
+@primitive
+def softplus(x):
+    """log(1 + eˣ), a smooth ReLU."""
+    return array_module(x).logaddexp(x, 0)  # = max(x, 0) + log(1 + e^-|x|): no overflow
+
+
+defvjp(softplus, lambda g, y, x: g * sigmoid(x))
+
+
+@primitive
+def sigmoid(x):
+    """1 / (1 + e⁻ˣ), accurate in both tails."""
+    xp = array_module(x)
+    return xp.exp(-xp.logaddexp(-x, 0))
+
+
+defvjp(sigmoid, lambda g, y, x: g * (y * (1 - y)))
+
+
+# ------------------------------------------------------------------------------------- reductions
+
+
+def mean(x, axis=None, keepdims=False):
+    """The mean over ``axis``."""
+    total = sum(x, axis, keepdims)
+    return total * (total.size / x.size)
+
+
+@primitive
+def max(x, axis=None, keepdims=False):
+    """The largest element over ``axis``. Equal ones share the gradient evenly."""
+    return x.max(axis=axis, keepdims=keepdims)
+
+
+def _max_rule(g, y, x, axis=None, keepdims=False):
+    winner = _value(x) == _with_axes(_value(y), x, axis, keepdims)
+    share = winner / winner.sum(axis=_axes(axis, x.ndim), keepdims=True)
+    return _with_axes(g, x, axis, keepdims) * share.astype(x.dtype)
+
+
+defvjp(max, _max_rule)
+
+
+def min(x, axis=None, keepdims=False):
+    """The smallest element over ``axis``. Equal ones share the gradient evenly."""
+    return -max(-x, axis, keepdims)
+
+
+@primitive
+def logsumexp(x, axis=None, keepdims=False):
+    """log Σ eˣ over ``axis``, a smooth maximum."""
+    largest = x.max(axis=axis, keepdims=True)
+    xp = array_module(x)
+    largest = xp.where(xp.isfinite(largest), largest, 0)  # a row of -inf gives -inf, not nan
+    y = xp.log(xp.exp(x - largest).sum(axis=axis, keepdims=True)) + largest
+    return y if keepdims else y.reshape(x.max(axis=axis).shape)
+
+
+defvjp(logsumexp, lambda g, y, x, axis=None, keepdims=False: (
+    _with_axes(g, x, axis, keepdims) * exp(x - _with_axes(y, x, axis, keepdims))
+))  # fmt: skip
+
+
+@primitive
+def softmax(x, axis=-1):
+    """eˣ / Σ eˣ over ``axis``."""
+    e = array_module(x).exp(x - x.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+defvjp(softmax, lambda g, y, x, axis=-1: y * (g - sum(g * y, axis, keepdims=True)))
+
+
+@primitive
+def log_softmax(x, axis=-1):
+    """log(eˣ / Σ eˣ) over ``axis``, with no exponential that could overflow."""
+    xp = array_module(x)
+    x = x - x.max(axis=axis, keepdims=True)
+    return x - xp.log(xp.exp(x).sum(axis=axis, keepdims=True))
+
+
+defvjp(log_softmax, lambda g, y, x, axis=-1: g - exp(y) * sum(g, axis, keepdims=True))
+
+
+# -------------------------------------------------------------------------------- matrix products
+
+
+def matmul(a, b):
+    """Matrix product over the last two axes, as ``numpy.matmul``: batches broadcast.
+
+    A vector counts as a row on the left, as a column on the right, and that axis is dropped.
+    """
+    if a.ndim == 1:
+        return reshape(matmul(reshape(a, (1, -1)), b), b.shape[:-2] + b.shape[-1:])
+    if b.ndim == 1:
+        return reshape(_matmul(a, reshape(b, (-1, 1))), a.shape[:-1])
+    return _matmul(a, b)
+
+
+@primitive
+def _matmul(a, b):  # (…, n, k), (…, k, m) -> (…, n, m)
+    return a @ b
+
+
+defvjp(
+    _matmul,
+    lambda g, y, a, b: _fit(_matmul(g, _swap(b)), a),
+    lambda g, y, a, b: _fit(_matmul(_swap(a), g), b),
+)
+
+
+def _swap(x):
+    """``x`` with its last two axes exchanged."""
+    return transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+
+
+@primitive
+def dense(x, w, b=None):  # (N, I), (O, I), (O,) -> (N, O)
+    """x wᵀ + b: the weighted sums of a fully connected layer.
+
+    ``x`` may be stored example by example or, as convolutions leave it, feature by feature. The
+    result is stored in the same way, and so stays what the next layer reads fastest.
+    """
+    y = (w @ x.T).T if x.flags.f_contiguous else x @ w.T
+    return y if b is None else y + b
+
+
+defvjp(
+    dense,
+    lambda g, y, x, w, b=None: dense(g, transpose(w)),
+    lambda g, y, x, w, b=None: matmul(transpose(g), x),
+    lambda g, y, x, w, b=None: sum(g, 0),
+)
+
+
+# --------------------------------------------------------------------------- parts and wholes
+
+
+@primitive
+def getitem(x, index):
+    """``x[index]``: slices, integers, integer arrays, masks, as in NumPy."""
+    return x[index]
+
+
+@primitive
+def put_at(g, index, shape):
+    """Zeros of ``shape`` with ``g`` added at ``index``: the adjoint of :func:`getitem`.
+
+    Where an index is repeated, its parts add up.
+    """
+    xp = array_module(g)
+    x = xp.zeros(shape, g.dtype)
+    parts = index if isinstance(index, tuple) else (index,)
+    if builtins.all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in parts):
+        x[index] = g  # slices name every element once
+    else:
+        xp.add.at(x, index, g)
+    return x
+
+
+defvjp(getitem, lambda g, y, x, index: put_at(g, index, x.shape))
+defvjp(put_at, lambda g, y, x, index, shape: getitem(g, index))
+
+
+def pad(x, widths):
+    """``x`` with zeros around it; ``widths`` has a pair (before, after) for each axis."""
+    widths = [(w, w) if isinstance(w, int) else tuple(w) for w in widths]
+    if len(widths) != x.ndim or builtins.min(n for pair in widths for n in pair) < 0:
+        raise ValueError(f"pad needs a pair of widths ≥ 0 for each of {x.ndim} axes, got {widths}")
+    shape = tuple(n + before + after for n, (before, after) in zip(x.shape, widths, strict=True))
+    inside = tuple(slice(w[0], w[0] + n) for n, w in zip(x.shape, widths, strict=True))
+    return put_at(x, inside, shape)
+
+
+@primitive
+def _concatenate(*arrays, axis):
+    return array_module(*arrays).concatenate(arrays, axis=axis)
+
+
+def _concatenate_rule(i, g, y, *arrays, axis):
+    axis = axis % y.ndim
+    start = builtins.sum(x.shape[axis] for x in arrays[:i])
+    return getitem(g, (slice(None),) * axis + (slice(start, start + arrays[i].shape[axis]),))
+
+
+defvjp(_concatenate, variadic=_concatenate_rule)
+
+
+def concatenate(arrays: Sequence[Array | Tensor], axis: int = 0):
+    """The arrays one after another along an axis that they have."""
+    return _concatenate(*arrays, axis=axis)
+
+
+def stack(arrays: Sequence[Array | Tensor], axis: int = 0):
+    """The arrays, all of one shape, side by side along a new axis."""
+    axis = axis % (arrays[0].ndim + 1)
+    shape = arrays[0].shape[:axis] + (1,) + arrays[0].shape[axis:]
+    return _concatenate(*[reshape(x, shape) for x in arrays], axis=axis)
+
+
+# --------------------------------------------------------------- the same as operators and methods
+
+Tensor.__add__ = add
+Tensor.__radd__ = lambda x, other: add(other, x)
+Tensor.__sub__ = subtract
+Tensor.__rsub__ = lambda x, other: subtract(other, x)
+Tensor.__mul__ = multiply
+Tensor.__rmul__ = lambda x, other: multiply(other, x)
+Tensor.__truediv__ = divide
+Tensor.__rtruediv__ = lambda x, other: divide(other, x)
+Tensor.__pow__ = power
+Tensor.__rpow__ = lambda x, other: power(other, x)
+Tensor.__matmul__ = matmul
+Tensor.__rmatmul__ = lambda x, other: matmul(other, x)
+Tensor.__neg__ = negative
+Tensor.__abs__ = abs
+Tensor.__getitem__ = getitem
+Tensor.sum = sum
+Tensor.mean = mean
+Tensor.max = max
+Tensor.min = min
+Tensor.reshape = lambda x, *shape: reshape(x, shape[0] if isinstance(shape[0], tuple) else shape)
+Tensor.transpose = lambda x, *axes: transpose(x, axes or None)
+Tensor.astype = astype
+Tensor.T = property(transpose)

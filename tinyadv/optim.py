@@ -1,0 +1,233 @@
+"""Optimisers, and learning rates that change on the way.
+
+An optimiser changes parameters in place: ``optimizer.step(grads)`` takes what ``grad`` returned.
+A schedule is a function of the time in epochs, fractions included, that returns a learning rate;
+:func:`tinyadv.train.fit` sets ``optimizer.lr`` to it before every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from tinyadv.backend import array_module, to_numpy
+from tinyadv.tensor import Array, Tensor
+
+Schedule = Callable[[float], float]  # epochs since the start -> learning rate
+
+# A formula makes several passes over its arrays. Large ones are updated piece by piece, so that
+# only the first pass reads from memory and the others from the cache. In numbers, not bytes.
+PIECE = 1 << 16
+
+
+class Optimizer:
+    """What all optimisers share: parameters, a learning rate, and *slots*.
+
+    Slots are arrays that an optimiser keeps for each parameter, such as a running mean of its
+    gradients. A subclass names them in ``slot_names`` and writes its formula in ``_update``.
+
+    Parameters
+    ----------
+    params : list of Tensor
+        Their arrays are changed in place by :meth:`step`.
+    lr : float
+        The learning rate; it may be set at any time.
+    weight_decay : float
+        Adds weight_decay · parameter to each gradient: an L2 penalty of half that factor.
+    """
+
+    slot_names: tuple[str, ...] = ()
+
+    def __init__(self, params: Sequence[Tensor], lr: float, weight_decay: float):
+        self.params = list(params)
+        if not self.params or not all(isinstance(p, Tensor) for p in self.params):
+            raise TypeError("an optimizer takes a list of Tensors, such as model.parameters()")
+        if not lr >= 0 or not weight_decay >= 0:
+            raise ValueError(f"lr and weight_decay must be ≥ 0, got {lr} and {weight_decay}")
+        self.lr, self.weight_decay = lr, weight_decay
+        self.steps = 0  # how many have been taken
+        self.slots = [
+            [array_module(p.value).zeros_like(p.value, order="C") for _ in self.slot_names]
+            for p in self.params
+        ]
+
+    def step(self, grads: Sequence[Array]) -> None:
+        """Change every parameter by its gradient.
+
+        Parameters
+        ----------
+        grads : list of array
+            In the order and the shapes of the parameters.
+
+        Raises
+        ------
+        ValueError
+            If there are more or fewer gradients than parameters, or a shape differs.
+        """
+        shapes, expected = [g.shape for g in grads], [p.shape for p in self.params]
+        if shapes != expected:
+            raise ValueError(f"expected gradients of shapes {expected}, got {shapes}")
+        self.steps += 1
+        for p, g, slots in zip(self.params, grads, self.slots, strict=True):
+            xp = array_module(p.value)
+            p.value = xp.ascontiguousarray(p.value)  # so that the flat views below write through
+            flat = [array.reshape(-1) for array in (p.value, g, *slots)]
+            for start in range(0, p.size, PIECE):
+                w, dw, *state = (array[start : start + PIECE] for array in flat)
+                if self.weight_decay:
+                    dw = dw + self.weight_decay * w
+                self._update(xp, w, dw, *state)
+
+    def _update(self, xp, w, dw, *state) -> None:
+        """Change ``w`` and ``state`` in place."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict:
+        """All that :meth:`load_state_dict` needs to go on as if nothing had happened."""
+        slots = {
+            f"{i}.{name}": to_numpy(array).copy()
+            for i, arrays in enumerate(self.slots)
+            for name, array in zip(self.slot_names, arrays, strict=True)
+        }
+        return {"kind": type(self).__name__, "lr": self.lr, "steps": self.steps, "slots": slots}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over a state. ValueError if it is that of another optimiser or other parameters."""
+        if state.get("kind") != type(self).__name__:
+            raise ValueError(
+                f"this state belongs to {state.get('kind')}, not to {type(self).__name__}"
+            )
+        slots = state.get("slots", {})  # an optimiser without any leaves none in a file
+        for i, arrays in enumerate(self.slots):
+            for name, array in zip(self.slot_names, arrays, strict=True):
+                saved = slots.get(f"{i}.{name}")
+                if saved is None or saved.shape != array.shape:
+                    raise ValueError(f"this state belongs to other parameters: slot {i}.{name}")
+        for i, arrays in enumerate(self.slots):
+            for name, array in zip(self.slot_names, arrays, strict=True):
+                array[...] = array_module(array).asarray(slots[f"{i}.{name}"])
+        self.lr, self.steps = state["lr"], state["steps"]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: w ← w - lr·v with v ← momentum·v + g.
+
+    Parameters
+    ----------
+    params : list of Tensor
+    lr : float
+    momentum : float
+        0 is plain gradient descent.
+    nesterov : bool
+        Step along g + momentum·v, the gradient looked up ahead. Sutskever et al. (2013), "On the
+        importance of initialization and momentum in deep learning".
+    weight_decay : float
+    """
+
+    def __init__(self, params, lr=0.01, *, momentum=0.0, nesterov=False, weight_decay=0.0):
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be from 0 to 1, got {momentum}")
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        self.momentum, self.nesterov = momentum, nesterov
+        self.slot_names = ("velocity",) if momentum else ()
+        super().__init__(params, lr, weight_decay)
+
+    def _update(self, xp, w, dw, v=None):
+        if v is not None:
+            v *= self.momentum
+            v += dw
+            dw = dw + self.momentum * v if self.nesterov else v
+        w -= self.lr * dw
+
+
+class RMSprop(Optimizer):
+    """w ← w - lr·g / (√s + ε), with s a running mean of g²: s ← ρ·s + (1 - ρ)·g².
+
+    Tieleman & Hinton (2012), lecture 6.5 of "Neural Networks for Machine Learning". The defaults
+    are Keras's.
+
+    Parameters
+    ----------
+    params : list of Tensor
+    lr, rho, epsilon, weight_decay : float
+    """
+
+    slot_names = ("square",)
+
+    def __init__(self, params, lr=0.001, *, rho=0.9, epsilon=1e-7, weight_decay=0.0):
+        self.rho, self.epsilon = rho, epsilon
+        super().__init__(params, lr, weight_decay)
+
+    def _update(self, xp, w, dw, s):
+        s *= self.rho
+        s += (1 - self.rho) * dw * dw
+        w -= self.lr * dw / (xp.sqrt(s) + self.epsilon)
+
+
+class Adam(Optimizer):
+    """w ← w - lr·m̂ / (√v̂ + ε), with running means m of g and v of g², freed from their start at 0.
+
+    Kingma & Ba (2015), "Adam: a method for stochastic optimization", algorithm 1.
+
+    Parameters
+    ----------
+    params : list of Tensor
+    lr, beta1, beta2, epsilon, weight_decay : float
+    """
+
+    slot_names = ("mean", "square")
+
+    def __init__(
+        self, params, lr=0.001, *, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0
+    ):
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        super().__init__(params, lr, weight_decay)
+
+    def _update(self, xp, w, dw, m, v):
+        m *= self.beta1
+        m += (1 - self.beta1) * dw
+        v *= self.beta2
+        v += (1 - self.beta2) * dw * dw
+        m_correction = 1 - self.beta1**self.steps
+        v_correction = math.sqrt(1 - self.beta2**self.steps)
+        w -= self.lr / m_correction * m / (xp.sqrt(v) / v_correction + self.epsilon)
+
+
+# ------------------------------------------------------------------------------------ schedules
+
+
+def constant(lr: float) -> Schedule:
+    """The same learning rate at all times."""
+    return lambda epoch: lr
+
+
+def piecewise_linear(points: Sequence[tuple[float, float]]) -> Schedule:
+    """Straight lines between ``(epoch, lr)`` points; constant before the first and after the last.
+
+    >>> lr = piecewise_linear([(0, 0.0), (4, 0.005), (10, 0.0)])
+    >>> lr(2), lr(7), lr(12)
+    (0.0025, 0.0025, 0.0)
+    """
+    epochs = [epoch for epoch, _ in points]
+    if not points or any(a >= b for a, b in pairwise(epochs)):
+        raise ValueError(f"points must be (epoch, lr) pairs in rising order, got {points}")
+
+    def schedule(epoch: float) -> float:
+        if epoch <= epochs[0]:
+            return points[0][1]
+        for (e0, lr0), (e1, lr1) in pairwise(points):
+            if epoch <= e1:
+                return lr0 + (lr1 - lr0) * (epoch - e0) / (e1 - e0)
+        return points[-1][1]
+
+    return schedule
+
+
+def cosine(lr: float, epochs: float) -> Schedule:
+    """From ``lr`` down to 0 after ``epochs``, along half a cosine.
+
+    Loshchilov & Hutter (2017), "SGDR", equation 5, without restarts.
+    """
+    return lambda epoch: lr * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))

@@ -1,0 +1,325 @@
+"""Training: one loop, in which the objective and the inner maximisation are arguments."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tinyadv import checkpoint as files
+from tinyadv.backend import array_module
+from tinyadv.data import Dataset
+from tinyadv.evaluate import accuracy
+from tinyadv.layers import Module
+from tinyadv.losses import cross_entropy
+from tinyadv.optim import Optimizer, Schedule
+from tinyadv.tensor import Array, Tensor, grad
+
+# How often the loss is looked at while an epoch runs. On a GPU each look waits for the device.
+LOOK_EVERY = 50
+
+
+@dataclass
+class History:
+    """What happened in each epoch: parallel lists, one entry for an epoch.
+
+    ``loss`` and ``train_accuracy`` are means over the epoch while the weights were changing, on the
+    examples as trained on (perturbed ones if there was a ``perturb``). ``test_accuracy`` is taken
+    at the end of the epoch on clean examples; NaN where there was no validation.
+    """
+
+    epoch: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def plot(self, axes=None):
+        """Draw loss and accuracies over epochs; returns the two matplotlib axes.
+
+        Parameters
+        ----------
+        axes : pair of matplotlib axes, optional
+            For the loss and for the accuracy; made if not given.
+        """
+        import matplotlib.pyplot as plt
+
+        if axes is None:
+            _, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+        left, right = axes
+        left.plot(self.epoch, self.loss, "o-", color="C0")
+        left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+        right.plot(self.epoch, [100 * a for a in self.train_accuracy], "o-", label="training")
+        right.plot(self.epoch, [100 * a for a in self.test_accuracy], "s--", label="test")
+        right.set(xlabel="epoch", ylabel="accuracy, %")
+        right.legend(frameon=False)
+        return axes
+
+
+def cross_entropy_objective(model: Module, x: Array, y: Array) -> tuple[Tensor, Tensor]:
+    """The usual objective: the mean cross-entropy of a batch, and the logits."""
+    logits = model(x)
+    return cross_entropy(logits, y), logits
+
+
+def fit(
+    model: Module,
+    data: Dataset,
+    optimizer: Optimizer,
+    epochs: int,
+    perturb: Callable | None = None,
+    *,
+    objective: Callable = cross_entropy_objective,
+    batch_size: int = 128,
+    schedule: Schedule | None = None,
+    rng: np.random.Generator | int = 0,
+    validate: bool = True,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_steps: int | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train ``model`` in place.
+
+    Each step takes a batch of shuffled examples, lets ``perturb`` change them, and moves the
+    parameters along the gradient of the objective: with an attack as ``perturb`` this is the
+    min-max training of Madry et al. (2018), without one it is ordinary training.
+
+    Parameters
+    ----------
+    model : Module
+        Its parameters' backend is where everything runs; the data are moved there.
+    data : Dataset
+        ``x_train`` (N, C, H, W) and ``y_train`` (N,) are trained on, the test part is validated on.
+    optimizer : Optimizer
+        Made with ``model.parameters()``.
+    epochs : int
+        How many passes over the training data there shall be in all, resumed ones included.
+    perturb : callable, optional
+        The inner maximisation: ``perturb(model, x, y) -> x_adv``.
+    objective : callable
+        ``objective(model, x, y) -> (loss, logits)``: the loss a scalar tensor, the logits for the
+        training accuracy.
+    batch_size : int
+    schedule : callable, optional
+        ``schedule(epoch) -> learning rate``, with fractions of an epoch; see
+        :mod:`tinyadv.optim`. By default the optimiser keeps its own.
+    rng : numpy.random.Generator or int
+        For the shuffling. When ``perturb`` draws from the same generator, a resumed run repeats
+        its draws as well.
+    validate : bool
+        Whether to take the test accuracy after each epoch.
+    checkpoint : path, optional
+        Where to keep the training state: written at the end of every epoch, on Ctrl-C, and every
+        ``checkpoint_steps`` steps.
+    checkpoint_steps : int, optional
+    resume : bool
+        Go on from ``checkpoint`` if that file exists. The weights at the end are then the same, bit
+        by bit, as those of a run that was never interrupted.
+    progress : bool
+        A bar on a terminal, and a line for each epoch.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError
+        If an argument makes no sense, or the checkpoint belongs to other settings or to another
+        network.
+    CheckpointError
+        If the checkpoint is broken.
+    FloatingPointError
+        If the loss is no longer finite; the message says what to try.
+    KeyboardInterrupt
+        On Ctrl-C, after the running step is done and the state is saved. A second one does not
+        wait.
+    """
+    from tqdm import tqdm
+
+    if epochs < 0 or batch_size < 1 or (checkpoint_steps is not None and checkpoint_steps < 1):
+        raise ValueError(
+            "epochs must be ≥ 0, batch_size and checkpoint_steps ≥ 1, "
+            f"got {epochs}, {batch_size} and {checkpoint_steps}"
+        )
+    if (resume or checkpoint_steps) and checkpoint is None:
+        raise ValueError("resume and checkpoint_steps need checkpoint=, the file to keep state in")
+    parameters = model.parameters()
+    xp = array_module(*[p.value for p in parameters])
+    x_train, y_train = xp.asarray(data.x_train), xp.asarray(data.y_train)
+    n = len(x_train)
+    steps = math.ceil(n / batch_size)
+    run = _Run(model, optimizer, np.random.default_rng(rng), n, batch_size)
+    if resume and os.path.exists(checkpoint):
+        run.load(checkpoint)
+
+    with _interrupts() as interrupted:
+        while run.epoch < epochs:
+            if run.order is None:  # a new epoch
+                run.order = run.rng.permutation(n)
+            started = time.perf_counter() - run.seconds
+            loss_sum, correct = run.loss_sum, run.correct
+            bar = tqdm(
+                range(run.step, steps),
+                desc=f"epoch {run.epoch + 1}/{epochs}",
+                initial=run.step,
+                total=steps,
+                leave=False,
+                disable=None if progress else True,  # None: a bar on terminals alone
+            )
+            for step in bar:
+                if schedule is not None:
+                    optimizer.lr = schedule(run.epoch + step / steps)
+                batch = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
+                x, y = x_train[batch], y_train[batch]
+                if perturb is not None:
+                    x = perturb(model, x, y)
+                loss, logits = objective(model, x, y)
+                optimizer.step(grad(loss, parameters))
+
+                # Sums stay on the device; float() would wait for it at every step.
+                loss_sum = loss_sum + loss.value * len(batch)
+                correct = correct + (logits.value.argmax(1) == y).sum()
+                run.step = step + 1
+                stop = interrupted.is_set()
+                save = checkpoint_steps is not None and run.step % checkpoint_steps == 0
+                if stop or save or run.step % LOOK_EVERY == 0 or run.step == steps:
+                    run.loss_sum, run.correct = float(loss_sum), int(correct)
+                    run.seconds = time.perf_counter() - started
+                    _stop_if_not_finite(run, optimizer, checkpoint)
+                if (stop or save) and checkpoint is not None:
+                    run.save(checkpoint)
+                if stop:
+                    bar.close()
+                    where = f"state saved in {checkpoint}" if checkpoint else "no state kept"
+                    raise KeyboardInterrupt(f"stopped in epoch {run.epoch + 1}: {where}")
+
+            test = accuracy(model, data.x_test, data.y_test) if validate else math.nan
+            run.end_epoch(test)
+            if checkpoint is not None:
+                run.save(checkpoint)
+            if progress:
+                tqdm.write(_line(run.history, epochs))
+    return run.history
+
+
+class _Run:
+    """Where a training run stands: all that changes while it goes on, and can be saved."""
+
+    def __init__(self, model, optimizer, rng, examples: int, batch_size: int):
+        self.model, self.optimizer, self.rng = model, optimizer, rng
+        self.settings = {"examples": examples, "batch_size": batch_size}
+        self.history = History()
+        self.epoch = 0
+        self._new_epoch()
+
+    def _new_epoch(self):
+        self.step = 0  # steps of this epoch that are done
+        self.order = None  # this epoch's order of the examples, (N,)
+        self.loss_sum, self.correct, self.seconds = 0.0, 0, 0.0
+
+    def end_epoch(self, test_accuracy: float) -> None:
+        n = self.settings["examples"]
+        self.epoch += 1
+        record = {
+            "epoch": self.epoch,
+            "loss": self.loss_sum / n,
+            "train_accuracy": self.correct / n,
+            "test_accuracy": test_accuracy,
+            "lr": self.optimizer.lr,
+            "seconds": self.seconds,
+        }
+        for name, value in record.items():
+            getattr(self.history, name).append(value)
+        self._new_epoch()
+
+    def save(self, path) -> None:
+        state = {
+            "weights": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": _jsonable(self.rng.bit_generator.state),
+            "history": vars(self.history),
+            "settings": self.settings,
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "correct": self.correct,
+            "seconds": self.seconds,
+        }
+        if self.order is not None:
+            state["order"] = self.order
+        files.save_state(path, state)
+
+    def load(self, path) -> None:
+        state = files.load_state(path)
+        if state.get("settings") != self.settings:
+            raise ValueError(
+                f"{path} was written by a run with {state.get('settings')}, this one has "
+                f"{self.settings}: use the same settings, or another checkpoint"
+            )
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.bit_generator.state = state["rng"]
+        self.history = History(**state["history"])
+        self.order = state.get("order")
+        for name in ("epoch", "step", "loss_sum", "correct", "seconds"):
+            setattr(self, name, state[name])
+
+
+def _jsonable(state: dict) -> dict:
+    """The state of a random generator with lists in the place of arrays (MT19937 has one)."""
+    return {
+        key: _jsonable(value) if isinstance(value, dict)
+        else value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in state.items()
+    }  # fmt: skip
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """While this is open, the first Ctrl-C sets the event; the next one acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # Python lets only the main thread handle signals
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number, frame):
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop_if_not_finite(run: _Run, optimizer: Optimizer, checkpoint) -> None:
+    if math.isfinite(run.loss_sum):
+        return
+    kept = f" The last good state is in {checkpoint}." if checkpoint else ""
+    raise FloatingPointError(
+        f"the loss is not finite in epoch {run.epoch + 1}, by step {run.step}. Try a lower "
+        f"learning rate (it is {optimizer.lr:g}), start with a rising one (piecewise_linear), and "
+        f"look for NaN or unscaled numbers in the data.{kept}"
+    )
+
+
+def _line(history: History, epochs: int) -> str:
+    line = (
+        f"epoch {history.epoch[-1]:2}/{epochs}  loss {history.loss[-1]:.4f}  "
+        f"training {100 * history.train_accuracy[-1]:6.2f} %"
+    )
+    if not math.isnan(history.test_accuracy[-1]):
+        line += f"  test {100 * history.test_accuracy[-1]:6.2f} %"
+    return line + f"  {history.seconds[-1]:.1f} s"
