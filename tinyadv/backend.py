@@ -11,6 +11,7 @@ True
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -81,8 +82,8 @@ def to_numpy(x: Any) -> np.ndarray:
     From a GPU this copies and waits for the device.
     """
     x = getattr(x, "value", x)
-    module = array_module(x)
-    return np.asarray(x) if module is np else module.asnumpy(x)
+    # CuPy has a function for this; what else there is (PyTorch's tensors) NumPy reads by itself.
+    return getattr(array_module(x), "asnumpy", np.asarray)(x)
 
 
 def keep_freed_memory() -> bool:
@@ -98,6 +99,8 @@ def keep_freed_memory() -> bool:
     bool
         Whether the setting was made. On systems other than Linux with glibc this does nothing.
     """
+    if os.environ.get("TINYADV_KEEP_MEMORY") == "0":
+        return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +26,14 @@ class CheckpointError(RuntimeError):
 def save_state(path: str | os.PathLike, state: dict) -> None:
     """Write a nested dictionary of arrays, numbers, strings, lists and ``None``.
 
+    A tuple comes back as a list.
+
     Raises
     ------
     TypeError
-        If something in it is none of these.
+        If something in it is none of these, or an array holds Python objects.
     ValueError
-        If a key is no string or contains ``/``.
+        If a key is no string, contains ``/`` or cannot be printed.
     """
     arrays: dict[str, np.ndarray] = {}
 
@@ -41,9 +41,11 @@ def save_state(path: str | os.PathLike, state: dict) -> None:
         """Move the arrays out of ``part``; what is left is for JSON."""
         rest = {}
         for key, value in part.items():
-            if not isinstance(key, str) or "/" in key or key == INFO:
-                raise ValueError(f"a key must be a string without '/', got {key!r}")
+            if not isinstance(key, str) or "/" in key or not key.isprintable():
+                raise ValueError(f"a key must be a printable string without '/', got {key!r}")
             if isinstance(value, np.ndarray):
+                if value.dtype.hasobject:  # NumPy would pickle it
+                    raise TypeError(f"the array {key!r} holds Python objects, not numbers")
                 arrays[prefix + key] = value
             elif isinstance(value, dict):
                 rest[key] = split(value, f"{prefix}{key}/")
@@ -51,7 +53,8 @@ def save_state(path: str | os.PathLike, state: dict) -> None:
                 rest[key] = value
         return rest
 
-    info = json.dumps(split(state, ""))
+    # In a folder of their own, no array has the name of INFO or of an argument of np.savez.
+    info = json.dumps(split(state, "state/"))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -75,20 +78,25 @@ def load_state(path: str | os.PathLike) -> dict:
         If there is no such file, it is truncated or damaged, or something else wrote it.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile) or INFO not in file:
-                raise CheckpointError(f"{path} is an array file, but not one that tinyadv wrote")
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile) or INFO not in content:
+                raise CheckpointError(
+                    f"{path} is an array file, but not one that tinyadv wrote: give another path"
+                )
+            arrays = {name: content[f"{name}.npy"] for name in content.files}
         state = json.loads(arrays.pop(INFO).tobytes())
     except FileNotFoundError:
-        raise CheckpointError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"there is no file {path}: check the path, or make it") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # broken bytes make NumPy and zipfile raise a dozen kinds
         raise CheckpointError(
             f"{path} is no intact .npz file ({error}): it is truncated, damaged or something else; "
             "delete it and make it again"
         ) from error
     for name, array in arrays.items():
-        *folders, key = name.split("/")
+        _, *folders, key = name.split("/")
         part = state
         for folder in folders:
             part = part[folder]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from tinyadv.backend import array_module
 from tinyadv.data import batches
 from tinyadv.tensor import Array, _value
@@ -23,10 +25,17 @@ def predict(model: Callable, x: Array, batch_size: int = 500) -> Array:
     Returns
     -------
     (N,) int64, on the backend of ``x``
+
+    Raises
+    ------
+    ValueError
+        If ``batch_size`` is below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     xp = array_module(x)
     labels = [_value(model(x[i : i + batch_size])).argmax(1) for i in range(0, len(x), batch_size)]
-    return xp.concatenate(labels)
+    return xp.concatenate(labels) if labels else xp.zeros(0, np.int64)
 
 
 def accuracy(

@@ -87,8 +87,8 @@ class Module:
                     yield f"{name}.{inner}", parameter
 
     def parameters(self) -> list[Tensor]:
-        """All parameters, in the order of their definition."""
-        return [parameter for _, parameter in self.named_parameters()]
+        """All parameters, in the order of their definition; one that is used twice, once."""
+        return list(dict.fromkeys(parameter for _, parameter in self.named_parameters()))
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters as NumPy arrays, by name."""
@@ -111,15 +111,16 @@ class Module:
                 f"these weights belong to another network: "
                 f"missing {sorted(missing)}, unknown {sorted(unknown)}"
             )
-        arrays = {name: to_numpy(state[name]) for name in parameters}
+        arrays = {}
         for name, p in parameters.items():
+            arrays[name] = to_numpy(state[name]).astype(p.dtype)
             if arrays[name].shape != p.shape:
                 raise ValueError(
                     f"these weights belong to another network: {name} has shape "
                     f"{arrays[name].shape}, this one needs {p.shape}"
                 )
         for name, p in parameters.items():
-            p.value = array_module(p.value).array(arrays[name], dtype=p.dtype)
+            p.value = array_module(p.value).asarray(arrays[name])
 
     def to(self, backend: str) -> Module:
         """Move all parameters to ``"numpy"`` or ``"cupy"``; returns the module itself."""
@@ -145,6 +146,9 @@ class Sequential(Module):
         return ((str(i), layer) for i, layer in enumerate(self.layers))
 
     def __call__(self, x):
+        return ops.by_examples(self._apply, x)
+
+    def _apply(self, x):
         for layer in self.layers:
             x = layer(x)
         return x

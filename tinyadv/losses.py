@@ -9,6 +9,8 @@ takes any of them, and anything else that looks like them.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tinyadv import ops
@@ -134,8 +136,10 @@ def swapped_binary_cross_entropy(logits, labels, reduction="mean", *, epsilon=1e
 
         -mean_c [p_c log clip(t_c) + (1 - p_c) log(1 - clip(t_c))].
 
-    For K = 10 that is 0.2 · 16.03 · (1 - p_y) = 3.206 (1 - p_y), up to 1e-7: linear in the
-    probability, where cross-entropy is -log p_y. A saturated softmax then has no gradient.
+    Keras computes in float32, where 1 - 1e-7 is rounded to 1 - 1.19e-7, so the logarithms are
+    -16.12 and -15.94, 16.03 on average. For K = 10 that makes 0.2 · 16.03 · (1 - p_y) =
+    3.206 (1 - p_y), up to 1.2e-7: linear in the probability, where cross-entropy is -log p_y. A
+    saturated softmax then has no gradient.
 
     Parameters
     ----------
@@ -147,9 +151,9 @@ def swapped_binary_cross_entropy(logits, labels, reduction="mean", *, epsilon=1e
     """
     p = ops.softmax(logits, axis=1)
     xp = array_module(_value(logits))
-    # In float64, and on the host's two numbers: 1 - 1e-7 has few digits left in float32.
     t = one_hot(labels, logits)
-    low, high = float(np.log(epsilon)), float(np.log1p(-epsilon))
-    log_t = xp.where(t > 0, high, low).astype(t.dtype)
-    log_not_t = xp.where(t > 0, low, high).astype(t.dtype)
+    # clip(t) is one of two numbers, in Keras's float32; so is 1 - clip(t).
+    low, high = float(np.float32(epsilon)), float(np.float32(1 - epsilon))
+    log_t = xp.where(t > 0, math.log(high), math.log(low)).astype(t.dtype)
+    log_not_t = xp.where(t > 0, math.log(1 - high), math.log(high)).astype(t.dtype)
     return _reduce(-ops.mean(p * log_t + (1 - p) * log_not_t, axis=1), reduction)

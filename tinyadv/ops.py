@@ -12,10 +12,14 @@ from here as well (``ops.conv2d`` …).
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
 
 from tinyadv.backend import array_module
-from tinyadv.tensor import Array, Tensor, _value, defvjp, primitive
+from tinyadv.tensor import BRANCHING, Array, Tensor, _value, defvjp, primitive
+from tinyadv.threads import in_threads
 
 # -------------------------------------------------------------------------- shape and dtype, first
 
@@ -158,7 +162,7 @@ def _power_base(g, y, a, b):
 
 
 def _power_exponent(g, y, a, b):
-    a = a if hasattr(a, "dtype") else array_module(b, g).full_like(_value(g), a)
+    a = a if hasattr(a, "dtype") else array_module(_value(g)).full_like(_value(g), a)
     return _fit(g * y * log(where(a > 0, a, a * 0 + 1)), b)
 
 
@@ -370,10 +374,10 @@ def matmul(a, b):
 
     A vector counts as a row on the left, as a column on the right, and that axis is dropped.
     """
-    if a.ndim == 1:
-        return reshape(matmul(reshape(a, (1, -1)), b), b.shape[:-2] + b.shape[-1:])
     if b.ndim == 1:
-        return reshape(_matmul(a, reshape(b, (-1, 1))), a.shape[:-1])
+        return reshape(matmul(a, reshape(b, (-1, 1))), a.shape[:-1])
+    if a.ndim == 1:
+        return reshape(_matmul(reshape(a, (1, -1)), b), b.shape[:-2] + b.shape[-1:])
     return _matmul(a, b)
 
 
@@ -394,6 +398,10 @@ def _swap(x):
     return transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
+# A fully connected layer is a trilinear form in x, w and g, <g, dense(x, w)> = <dense_dx(g, w), x>
+# = <dense_dw(x, g), w>: three operations, and the gradient rules of each are the other two.
+
+
 @primitive
 def dense(x, w, b=None):  # (N, I), (O, I), (O,) -> (N, O)
     """x wᵀ + b: the weighted sums of a fully connected layer.
@@ -402,15 +410,31 @@ def dense(x, w, b=None):  # (N, I), (O, I), (O,) -> (N, O)
     result is stored in the same way, and so stays what the next layer reads fastest.
     """
     y = (w @ x.T).T if x.flags.f_contiguous else x @ w.T
-    return y if b is None else y + b
+    if b is not None:
+        y += b
+    return y
+
+
+@primitive
+def dense_dx(g, w):  # (N, O), (O, I) -> (N, I)
+    """g w: what flows back to the inputs."""
+    return (w.T @ g.T).T if g.flags.f_contiguous else g @ w
+
+
+@primitive
+def dense_dw(x, g):  # (N, I), (N, O) -> (O, I)
+    """gᵀ x: what flows back to the weights."""
+    return g.T @ x
 
 
 defvjp(
     dense,
-    lambda g, y, x, w, b=None: dense(g, transpose(w)),
-    lambda g, y, x, w, b=None: matmul(transpose(g), x),
+    lambda g, y, x, w, b=None: dense_dx(g, w),
+    lambda g, y, x, w, b=None: dense_dw(x, g),
     lambda g, y, x, w, b=None: sum(g, 0),
 )
+defvjp(dense_dx, lambda g, y, g1, w: dense(g, w), lambda g, y, g1, w: dense_dw(g, g1))
+defvjp(dense_dw, lambda g, y, x, g1: dense_dx(g1, g), lambda g, y, x, g1: dense(x, g))
 
 
 # --------------------------------------------------------------------------- parts and wholes
@@ -471,14 +495,58 @@ def concatenate(arrays: Sequence[Array | Tensor], axis: int = 0):
     return _concatenate(*arrays, axis=axis)
 
 
+@primitive
+def join(*pieces):
+    """The pieces of a batch, computed side by side, as one: concatenation along axis 0.
+
+    Tells ``grad`` that the way back through the pieces can be taken side by side as well.
+    """
+    return array_module(*pieces).concatenate(pieces)
+
+
+defvjp(join, variadic=lambda i, g, y, *pieces: _concatenate_rule(i, g, y, *pieces, axis=0))
+BRANCHING.add(join)
+
+
+def by_examples(f: Callable, x: Array | Tensor, least: int = 16):
+    """``f(x)``, the batch cut into pieces that several cores work on.
+
+    Parameters
+    ----------
+    f : function
+        Treats each example on its own: f of a piece is that piece of f of the whole.
+    x : (N, …)
+    least : int
+        A batch with fewer examples is left whole.
+
+    Returns
+    -------
+    (N, …), what ``f(x)`` would return
+    """
+    n = x.shape[0]
+    if n < least or array_module(_value(x)) is not np:
+        return f(x)
+    # Two pieces at least, of 64 examples at most: large enough to outweigh the cost of a thread,
+    # small enough for the caches.
+    count = 2 * -(-n // 128)
+    edges = [n * i // count for i in range(count + 1)]
+    return join(*in_threads(lambda piece: f(x[piece]), [slice(*edge) for edge in pairwise(edges)]))
+
+
 def stack(arrays: Sequence[Array | Tensor], axis: int = 0):
     """The arrays, all of one shape, side by side along a new axis."""
-    axis = axis % (arrays[0].ndim + 1)
+    axis = axis + arrays[0].ndim + 1 if axis < 0 else axis
     shape = arrays[0].shape[:axis] + (1,) + arrays[0].shape[axis:]
     return _concatenate(*[reshape(x, shape) for x in arrays], axis=axis)
 
 
 # --------------------------------------------------------------- the same as operators and methods
+
+
+def _unpacked(args):
+    """The numbers of x.reshape(2, 3), as well as those of x.reshape((2, 3))."""
+    return args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+
 
 Tensor.__add__ = add
 Tensor.__radd__ = lambda x, other: add(other, x)
@@ -499,7 +567,7 @@ Tensor.sum = sum
 Tensor.mean = mean
 Tensor.max = max
 Tensor.min = min
-Tensor.reshape = lambda x, *shape: reshape(x, shape[0] if isinstance(shape[0], tuple) else shape)
-Tensor.transpose = lambda x, *axes: transpose(x, axes or None)
+Tensor.reshape = lambda x, *shape: reshape(x, _unpacked(shape))
+Tensor.transpose = lambda x, *axes: transpose(x, _unpacked(axes) or None)
 Tensor.astype = astype
 Tensor.T = property(transpose)

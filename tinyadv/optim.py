@@ -69,9 +69,11 @@ class Optimizer:
         if shapes != expected:
             raise ValueError(f"expected gradients of shapes {expected}, got {shapes}")
         self.steps += 1
+        self.lr = float(self.lr)  # float32 times a NumPy number would be float64
         for p, g, slots in zip(self.params, grads, self.slots, strict=True):
             xp = array_module(p.value)
-            p.value = xp.ascontiguousarray(p.value)  # so that the flat views below write through
+            if not p.value.flags.c_contiguous:  # the flat views below must write through
+                p.value = xp.ascontiguousarray(p.value)
             flat = [array.reshape(-1) for array in (p.value, g, *slots)]
             for start in range(0, p.size, PIECE):
                 w, dw, *state = (array[start : start + PIECE] for array in flat)
@@ -85,11 +87,7 @@ class Optimizer:
 
     def state_dict(self) -> dict:
         """All that :meth:`load_state_dict` needs to go on as if nothing had happened."""
-        slots = {
-            f"{i}.{name}": to_numpy(array).copy()
-            for i, arrays in enumerate(self.slots)
-            for name, array in zip(self.slot_names, arrays, strict=True)
-        }
+        slots = {name: to_numpy(array).copy() for name, array in self._named_slots().items()}
         return {"kind": type(self).__name__, "lr": self.lr, "steps": self.steps, "slots": slots}
 
     def load_state_dict(self, state: dict) -> None:
@@ -98,16 +96,24 @@ class Optimizer:
             raise ValueError(
                 f"this state belongs to {state.get('kind')}, not to {type(self).__name__}"
             )
-        slots = state.get("slots", {})  # an optimiser without any leaves none in a file
-        for i, arrays in enumerate(self.slots):
-            for name, array in zip(self.slot_names, arrays, strict=True):
-                saved = slots.get(f"{i}.{name}")
-                if saved is None or saved.shape != array.shape:
-                    raise ValueError(f"this state belongs to other parameters: slot {i}.{name}")
-        for i, arrays in enumerate(self.slots):
-            for name, array in zip(self.slot_names, arrays, strict=True):
-                array[...] = array_module(array).asarray(slots[f"{i}.{name}"])
+        own, saved = self._named_slots(), state["slots"]
+        expected = {name: array.shape for name, array in own.items()}
+        shapes = {name: array.shape for name, array in saved.items()}
+        if shapes != expected:
+            raise ValueError(
+                f"this state belongs to other parameters: it has slots {shapes}, "
+                f"this optimizer needs {expected}"
+            )
+        for name, array in own.items():
+            array[...] = array_module(array).asarray(saved[name])
         self.lr, self.steps = state["lr"], state["steps"]
+
+    def _named_slots(self) -> dict[str, Array]:
+        return {
+            f"{i}.{name}": array
+            for i, arrays in enumerate(self.slots)
+            for name, array in zip(self.slot_names, arrays, strict=True)
+        }
 
 
 class SGD(Optimizer):

@@ -154,9 +154,17 @@ def fit(
     if (resume or checkpoint_steps) and checkpoint is None:
         raise ValueError("resume and checkpoint_steps need checkpoint=, the file to keep state in")
     parameters = model.parameters()
+    if list(map(id, optimizer.params)) != list(map(id, parameters)):
+        raise ValueError("the optimizer changes other parameters: make it with model.parameters()")
     xp = array_module(*[p.value for p in parameters])
     x_train, y_train = xp.asarray(data.x_train), xp.asarray(data.y_train)
     n = len(x_train)
+    if n == 0 or len(y_train) != n:
+        raise ValueError(
+            f"fit needs training images and a label for each, got {n} and {len(y_train)}"
+        )
+    if validate:
+        x_test, y_test = xp.asarray(data.x_test), xp.asarray(data.y_test)
     steps = math.ceil(n / batch_size)
     run = _Run(model, optimizer, np.random.default_rng(rng), n, batch_size)
     if resume and os.path.exists(checkpoint):
@@ -195,20 +203,20 @@ def fit(
                 if stop or save or run.step % LOOK_EVERY == 0 or run.step == steps:
                     run.loss_sum, run.correct = float(loss_sum), int(correct)
                     run.seconds = time.perf_counter() - started
-                    _stop_if_not_finite(run, optimizer, checkpoint)
+                    _stop_if_not_finite(run)
                 if (stop or save) and checkpoint is not None:
                     run.save(checkpoint)
                 if stop:
                     bar.close()
-                    where = f"state saved in {checkpoint}" if checkpoint else "no state kept"
-                    raise KeyboardInterrupt(f"stopped in epoch {run.epoch + 1}: {where}")
+                    raise _stopped(f"in epoch {run.epoch + 1}", run)
 
-            test = accuracy(model, data.x_test, data.y_test) if validate else math.nan
-            run.end_epoch(test)
+            run.end_epoch(accuracy(model, x_test, y_test) if validate else math.nan)
             if checkpoint is not None:
                 run.save(checkpoint)
             if progress:
                 tqdm.write(_line(run.history, epochs))
+            if interrupted.is_set():  # during the validation
+                raise _stopped(f"after epoch {run.epoch}", run)
     return run.history
 
 
@@ -219,6 +227,7 @@ class _Run:
         self.model, self.optimizer, self.rng = model, optimizer, rng
         self.settings = {"examples": examples, "batch_size": batch_size}
         self.history = History()
+        self.saved_in = None  # the file that holds the last state, if there is one
         self.epoch = 0
         self._new_epoch()
 
@@ -258,6 +267,7 @@ class _Run:
         if self.order is not None:
             state["order"] = self.order
         files.save_state(path, state)
+        self.saved_in = path
 
     def load(self, path) -> None:
         state = files.load_state(path)
@@ -273,6 +283,7 @@ class _Run:
         self.order = state.get("order")
         for name in ("epoch", "step", "loss_sum", "correct", "seconds"):
             setattr(self, name, state[name])
+        self.saved_in = path
 
 
 def _jsonable(state: dict) -> dict:
@@ -304,14 +315,20 @@ def _interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _stop_if_not_finite(run: _Run, optimizer: Optimizer, checkpoint) -> None:
-    if math.isfinite(run.loss_sum):
+def _stopped(when: str, run: _Run) -> KeyboardInterrupt:
+    where = f"state saved in {run.saved_in}" if run.saved_in else "no state kept"
+    return KeyboardInterrupt(f"stopped {when}: {where}")
+
+
+def _stop_if_not_finite(run: _Run) -> None:
+    weights = [p.value for p in run.model.parameters()]
+    if math.isfinite(run.loss_sum) and all(array_module(w).isfinite(w).all() for w in weights):
         return
-    kept = f" The last good state is in {checkpoint}." if checkpoint else ""
+    kept = f" The last good state is in {run.saved_in}." if run.saved_in else ""
     raise FloatingPointError(
-        f"the loss is not finite in epoch {run.epoch + 1}, by step {run.step}. Try a lower "
-        f"learning rate (it is {optimizer.lr:g}), start with a rising one (piecewise_linear), and "
-        f"look for NaN or unscaled numbers in the data.{kept}"
+        f"the loss or a weight is not finite in epoch {run.epoch + 1}, by step {run.step}. Try a "
+        f"lower learning rate (it is {run.optimizer.lr:g}), start with a rising one "
+        f"(piecewise_linear), and look for NaN or unscaled numbers in the data.{kept}"
     )
 
 

@@ -1,0 +1,272 @@
+"""What all lessons share: flags, data, a table, a figure, a record of the numbers, a model cache.
+
+    args = common.arguments(__doc__)       the flags; `--help` shows the lesson's docstring
+    xp = args.xp                           numpy or cupy
+    data = common.load_data(args)          the images of `--data`
+    common.table(rows, header)             an aligned table
+    common.save_figure(fig, args, NAME)    OUT/figures/NAME.png
+    common.record(args, NAME, numbers)     OUT/results/NAME.json, with `--record` only
+
+OUT is `--out`, or else `lessons/out`, and with `--record` the folder `lessons` itself. To NAME is
+added what differs from the default settings, as in `02_train_a_cnn-mnist-full`, so that runs with
+different settings do not overwrite each other's files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+
+import tinyadv
+from tinyadv.checkpoint import CheckpointError, load_weights, save_weights
+
+START = time.perf_counter()
+LESSONS = Path(__file__).resolve().parent
+
+# Colours that people with any colour vision can tell apart (Okabe & Ito 2008).
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, GREY = "#56B4E9", "#CC79A7", "#767676"
+
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": plt.cycler(color=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, GREY]),
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "image.cmap": "gray",
+}
+
+
+def arguments(doc: str, datasets: Sequence[str] = tinyadv.data.NAMES, **extra: tuple):
+    """The flags of a lesson, as an ``argparse.Namespace``; also sets the style of the figures.
+
+    Parameters
+    ----------
+    doc : str
+        The lesson's docstring.
+    datasets : sequence of str
+        What ``--data`` may be, the default first; empty for a lesson that uses no images.
+    **extra : (default, help)
+        The lesson's own flags: ``epochs=(10, "passes over the data")`` makes ``--epochs N``.
+
+    Returns
+    -------
+    args
+        ``args.backend``, ``args.seed`` and so on, and ``args.xp``, the array module. When the
+        backend cannot be used here, the program ends with exit code 2 and a sentence that says why.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    flag = parser.add_argument
+    names = datasets or tinyadv.data.NAMES
+    used = f"the images; default: {names[0]}" if datasets else "not used in this lesson"
+    flag("--data", choices=names, default=names[0], help=used)
+    flag("--seed", type=int, default=0, metavar="N", help="of all random numbers; default: 0")
+    flag("--quick", action="store_true", help="a few seconds, to see that it runs")
+    flag("--full", action="store_true", help="the long run")
+    flag("--backend", choices=tinyadv.backend.BACKENDS, default="numpy", help="default: numpy")
+    flag("--record", action="store_true", help="write lessons/figures and lessons/results")
+    flag("--out", type=Path, metavar="DIR", help="write there; default: lessons/out")
+    flag("--show", action="store_true", help="open the figure in a window")
+    for name, (default, text) in extra.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(default, bool):
+            flag(option, action="store_true", help=text)
+        else:
+            flag(option, type=type(default), default=default, help=f"{text}; default: {default}")
+
+    in_notebook = "ipykernel" in sys.modules
+    args = parser.parse_args(["--show"] if in_notebook else None)
+    if args.quick and args.full:
+        parser.error("--quick and --full exclude each other")
+    # What differs from the defaults: it goes into the names of files and the recorded command.
+    args.given = {
+        name: value
+        for name, value in vars(args).items()
+        if name not in ("record", "out", "show") and value != parser.get_default(name)
+    }
+    if not datasets:
+        args.given.pop("data", None)
+    args.out = args.out or (LESSONS if args.record else LESSONS / "out")
+    try:
+        args.xp = tinyadv.get_backend(args.backend)
+    except tinyadv.backend.BackendError as error:
+        stop(error)
+    if not args.show:
+        matplotlib.use("Agg")  # draws into files, needs no screen
+    plt.rcParams.update(STYLE)
+    return args
+
+
+def stop(reason) -> None:
+    """End the program with one sentence on stderr, and exit code 2."""
+    print(f"error: {reason}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def load_data(args, train: int | None = None, test: int | None = None) -> tinyadv.data.Dataset:
+    """The images of ``--data``, or the first ``train`` and ``test`` of them."""
+    try:
+        data = tinyadv.data.load(args.data)
+    except tinyadv.data.DataError as error:
+        stop(error)
+    return dataclasses.replace(
+        data,
+        x_train=data.x_train[:train],
+        y_train=data.y_train[:train],
+        x_test=data.x_test[:test],
+        y_test=data.y_test[:test],
+    )
+
+
+def table(rows: Sequence[Sequence], header: Sequence[str]) -> None:
+    """Print an aligned table: the first column to the left, the others to the right."""
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    for first, *others in lines:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+# --------------------------------------------------------------------------------- what is written
+
+
+def file_name(args, name: str) -> str:
+    """``name`` and the settings that are not the default, as in ``02_topic-mnist-full``."""
+    for key, value in args.given.items():
+        if value is True:
+            name += f"-{key}"
+        else:
+            name += f"-{value}" if isinstance(value, str) else f"-{key}{value}"
+    return name
+
+
+def save_figure(fig, args, name: str) -> Path:
+    """Save ``fig`` as OUT/figures/NAME.png and print its path; shown only with ``--show``."""
+    picture = io.BytesIO()
+    fig.savefig(picture, format="png", metadata={"Software": None})
+    path = _write(args.out / "figures" / f"{file_name(args, name)}.png", picture.getvalue())
+    if args.show:
+        plt.show()
+    plt.close(fig)
+    return path
+
+
+def record(args, name: str, numbers: dict) -> None:
+    """With ``--record``, write ``numbers`` and how they were made to OUT/results/NAME.json."""
+    if not args.record:
+        return
+    command = ["python", f"lessons/{name}.py", "--record"]
+    for key, value in args.given.items():
+        command.append("--" + key.replace("_", "-") + ("" if value is True else f" {value}"))
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        args.xp.__name__: args.xp.__version__,
+        "tinyadv": tinyadv.__version__,
+    }
+    content = {
+        "lesson": name,
+        "command": " ".join(command),
+        "numbers": _plain(numbers),
+        "seed": args.seed,
+        "seconds": round(time.perf_counter() - START, 1),
+        "device": _device(args.xp),
+        "versions": versions,
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A list of numbers on one line instead of one line for each.
+    text = re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found[0].split()), text)
+    _write(args.out / "results" / f"{file_name(args, name)}.json", text.encode())
+
+
+def _plain(value):
+    """``value`` for JSON: arrays become lists; NaN and infinity, which JSON lacks, ``null``."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if not isinstance(value, (str, int, float, type(None))):
+        return _plain(tinyadv.to_numpy(value).tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _device(xp) -> str:
+    """The name of the processor that the arrays live on."""
+    if xp is not np:
+        return xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)["name"].decode()
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):  # Linux, where platform does not know the model
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """Write a file under a temporary name, move it to its own, and print its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"written: {os.path.relpath(path)}")
+    return path
+
+
+# --------------------------------------------------------------------------------- trained once
+
+
+def cached_model(key: dict, build: Callable, train: Callable):
+    """``build()`` after ``train(model)``, or with the weights of an earlier such training.
+
+    Parameters
+    ----------
+    key : dict
+        Everything that the weights depend on: network, data, epochs, seed, backend …
+    build : function
+        Returns the network, not trained.
+    train : function
+        Trains the network that it is given, in place.
+    """
+    text = json.dumps({**key, "tinyadv": tinyadv.__version__}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = tinyadv.data.cache_folder() / "models" / f"{digest}.npz"
+    model = build()
+    try:
+        if path.exists():
+            load_weights(path, model)
+            print(f"the network {text} was trained before: {path}")
+            return model
+    except CheckpointError as error:
+        print(f"{error}; it is trained again", file=sys.stderr)
+    train(model)
+    try:
+        save_weights(path, model)
+    except OSError as error:
+        print(f"the trained network could not be kept: {error}", file=sys.stderr)
+    return model

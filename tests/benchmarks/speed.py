@@ -1,0 +1,330 @@
+"""How fast the engine is, beside PyTorch eager where that is installed.
+
+    python tests/benchmarks/speed.py                      # the whole table, about five minutes
+    python tests/benchmarks/speed.py --nets slides_cnn    # one network
+    python tests/benchmarks/speed.py --backend cupy       # on a GPU, beside PyTorch on the same one
+    python tests/benchmarks/speed.py --out speed.json     # also keep the numbers
+
+Each library lives in a process of its own, with the threads that it uses by default on this
+machine, and the two take turns: a few runs of one, the same of the other, and so on. A *ratio* is
+the median over the turns of (tinyadv's time / PyTorch's time), so what slows the machine down for a
+while slows both sides of a pair. PyTorch's column is left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+NETS = {"mlp": 128, "slides_cnn": 128, "fast_cnn": 128, "madry_cnn": 50}  # and their batch sizes
+TASKS = {
+    "forward": "logits",
+    "input gradient": "gradient of the loss for the images",
+    "training step": "gradient for the weights, RMSprop",
+    "40 input gradients": "a PGD loop: step along the sign, clip",
+    "penalty step": "training step with a squared norm of the input gradient in the loss",
+}
+GROWTH = (32, 128, 512, 1024)  # batch sizes
+SECONDS = 0.15  # that a library's turn takes, about; three runs at least
+
+
+# ----------------------------------------------------------------- the tasks, once in each library
+
+
+def tinyadv_tasks(net: str, batch: int, backend: str) -> dict:
+    from tinyadv import Tensor, get_backend, grad, models, optim
+    from tinyadv.losses import cross_entropy
+
+    xp = get_backend(backend)
+    model = getattr(models, net)()
+    model.to(backend)
+    x, y = (xp.asarray(array) for array in examples(batch))
+    parameters = model.parameters()
+    optimizer = optim.RMSprop(parameters, lr=1e-5)
+
+    def forward():
+        return model(x)
+
+    def input_gradient(x=x):
+        t = Tensor(x)
+        return grad(cross_entropy(model(t), y), [t])[0]
+
+    def training_step():
+        optimizer.step(grad(cross_entropy(model(x), y), parameters))
+
+    def pgd():
+        x_adv = x
+        for _ in range(40):
+            x_adv = xp.clip(x_adv + 0.01 * xp.sign(input_gradient(x_adv)), 0, 1)
+        return x_adv
+
+    def penalty_step():
+        t = Tensor(x)
+        loss = cross_entropy(model(t), y)
+        (g,) = grad(loss, [t], create_graph=True)
+        optimizer.step(grad(loss + 0.1 * (g * g).sum(), parameters))
+
+    wait = (lambda: None) if backend == "numpy" else xp.cuda.get_current_stream().synchronize
+    return named(forward, input_gradient, training_step, pgd, penalty_step), wait
+
+
+def torch_tasks(net: str, batch: int, backend: str) -> dict:
+    import torch
+    from torch import nn
+    from torch.nn.functional import cross_entropy
+
+    def conv(*args, **kwargs):
+        return [nn.Conv2d(*args, **kwargs), nn.ReLU()]
+
+    layers = {
+        "mlp": [nn.Flatten(), nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(),
+                nn.Linear(200, 10)],
+        "slides_cnn": [*conv(1, 10, 5), nn.MaxPool2d(2), *conv(10, 20, 5), nn.MaxPool2d(2),
+                       nn.Flatten(), nn.Linear(320, 100), nn.ReLU(), nn.Linear(100, 10)],
+        "fast_cnn": [*conv(1, 16, 4, 2, 1), *conv(16, 32, 4, 2, 1), nn.Flatten(),
+                     nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10)],
+        "madry_cnn": [*conv(1, 32, 5, padding=2), nn.MaxPool2d(2), *conv(32, 64, 5, padding=2),
+                      nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3136, 1024), nn.ReLU(),
+                      nn.Linear(1024, 10)],
+    }  # fmt: skip
+    device = "cuda" if backend == "cupy" else "cpu"
+    model = nn.Sequential(*layers[net]).to(device)
+    x, y = (torch.from_numpy(array).to(device) for array in examples(batch))
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-5, alpha=0.9, eps=1e-7)
+
+    def forward():
+        with torch.no_grad():
+            return model(x)
+
+    def input_gradient(x=x):
+        model.requires_grad_(False)  # an attack needs no gradients for the weights
+        t = x.clone().requires_grad_()
+        return torch.autograd.grad(cross_entropy(model(t), y), t)[0]
+
+    def training_step():
+        model.requires_grad_(True)
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    def pgd():
+        x_adv = x
+        for _ in range(40):
+            x_adv = (x_adv + 0.01 * input_gradient(x_adv).sign()).clamp(0, 1)
+        return x_adv
+
+    def penalty_step():
+        model.requires_grad_(True)
+        optimizer.zero_grad()
+        t = x.clone().requires_grad_()
+        loss = cross_entropy(model(t), y)
+        (g,) = torch.autograd.grad(loss, t, create_graph=True)
+        (loss + 0.1 * (g * g).sum()).backward()
+        optimizer.step()
+
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    return named(forward, input_gradient, training_step, pgd, penalty_step), wait
+
+
+def named(*functions) -> dict:
+    return dict(zip(TASKS, functions, strict=True))
+
+
+def examples(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.random((batch, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, batch)
+
+
+# ------------------------------------------------------------------ one library, in its own process
+
+
+def worker(library: str, backend: str) -> None:
+    """Answer each line of input, a JSON request, with a line of output."""
+    started = time.perf_counter()
+    __import__(library)
+    import_seconds = time.perf_counter() - started
+    make = {"tinyadv": tinyadv_tasks, "torch": torch_tasks}[library]
+    ready: dict = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        what = request.pop("do")
+        if what == "import":
+            answer = import_seconds
+        elif what == "memory":
+            answer = peak_memory()
+        else:
+            key = (request["net"], request["batch"])
+            if key not in ready:
+                ready.clear()
+                ready[key] = make(*key, backend)
+            tasks, wait = ready[key]
+            answer = timed(tasks[request["task"]], wait)
+        print(json.dumps(answer), flush=True)
+
+
+def timed(run, wait) -> float:
+    """The median time of a run in milliseconds, after one that does not count."""
+    run()
+    wait()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < SECONDS:
+        started = time.perf_counter()
+        run()
+        wait()
+        times.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(times)
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in MB."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Worker:
+    """A process that runs one library and waits, idle, while the other one is asked."""
+
+    def __init__(self, library: str, backend: str):
+        command = [sys.executable, __file__, "--worker", library, "--backend", backend]
+        root = Path(__file__).resolve().parents[2]
+        path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+
+    def ask(self, do: str, **request) -> float:
+        self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit("a worker process ended: its error stands above")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# ------------------------------------------------------------------------------------- the tables
+
+
+def compare(workers: dict[str, Worker], rounds: int, **request) -> dict:
+    """Median milliseconds of each library, and the median, lowest and highest ratio of a pair."""
+    times = {library: [] for library in workers}
+    for _ in range(rounds):
+        for library, process in workers.items():
+            times[library].append(process.ask("time", **request))
+    result = {library: statistics.median(values) for library, values in times.items()}
+    if "torch" in times:
+        ratios = [a / b for a, b in zip(times["tinyadv"], times["torch"], strict=True)]
+        result["ratio"] = statistics.median(ratios)
+        result["ratios"] = [min(ratios), max(ratios)]
+    return result
+
+
+def line(label: str, result: dict) -> str:
+    text = f"{label:32} {result['tinyadv']:9.2f}"
+    if "torch" in result:
+        text += f" {result['torch']:9.2f} {result['ratio']:7.2f}"
+        if "ratios" in result:
+            low, high = result["ratios"]
+            text += f"   {low:.2f}–{high:.2f}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--rounds", type=int, default=9, help="pairs for each number")
+    parser.add_argument("--no-growth", action="store_true", help="leave out the larger batches")
+    parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
+    parser.add_argument("--worker", choices=("tinyadv", "torch"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args.worker, args.backend)
+
+    libraries = ["tinyadv"] + ["torch"] * (importlib.util.find_spec("torch") is not None)
+    header = f"{'':32} {'tinyadv':>9}"
+    header += f" {'PyTorch':>9} {'ratio':>7}   lowest–highest" if len(libraries) == 2 else ""
+    load = os.getloadavg()[0]
+    print(f"{device(args.backend)}, NumPy {np.__version__}, load before the run {load:.2f}")
+    print(f"milliseconds, median of {args.rounds} turns\n\n{header}")
+    report: dict = {"device": device(args.backend), "load": load, "tasks": {}, "growth": {}}
+
+    workers = {library: Worker(library, args.backend) for library in libraries}
+    for net in args.nets:
+        for task in args.tasks:
+            result = compare(workers, args.rounds, net=net, batch=NETS[net], task=task)
+            report["tasks"][f"{net}: {task}"] = result
+            print(line(f"{net}: {task}", result), flush=True)
+    if not args.no_growth:
+        print("\na training step, by batch size")
+        for net in args.nets:
+            for batch in GROWTH:
+                rounds = max(3, args.rounds // 3)
+                result = compare(workers, rounds, net=net, batch=batch, task="training step")
+                report["growth"][f"{net}: {batch}"] = result
+                print(line(f"{net}: {batch}", result), flush=True)
+    report["import"] = {library: process.ask("import") for library, process in workers.items()}
+    for process in workers.values():
+        process.close()
+
+    # Peak memory only ever rises, so each network gets processes of its own.
+    print("\npeak memory of the process, MB")
+    report["memory"] = {}
+    for net in args.nets:
+        result = {}
+        for library in libraries:
+            process = Worker(library, args.backend)
+            for _ in range(3):
+                process.ask("time", net=net, batch=NETS[net], task="training step")
+            result[library] = process.ask("memory")
+            process.close()
+        if "torch" in result:
+            result["ratio"] = result["tinyadv"] / result["torch"]
+        report["memory"][net] = result
+        print(line(f"{net}: training steps", result), flush=True)
+    print("\nimport, seconds\n" + line("", with_ratio(report["import"])))
+    if args.out:
+        temporary = args.out.with_suffix(".tmp")
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(temporary, args.out)
+
+
+def with_ratio(result: dict) -> dict:
+    if "torch" in result:
+        result["ratio"] = result["tinyadv"] / result["torch"]
+    return result
+
+
+def device(backend: str) -> str:
+    if backend == "cupy":
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x.split(":")[1] for x in info.read_text().splitlines() if "model name" in x]
+        name = names[0].strip() if names else name
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+if __name__ == "__main__":
+    main()

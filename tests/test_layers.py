@@ -1,0 +1,421 @@
+"""Layers and networks: names and shapes that are PyTorch's, weights, seeds, devices, dtypes."""
+
+import numpy as np
+import pytest
+import strict_cupy
+
+from tinyadv import Tensor, array_module, conv, grad, layers, models, ops, to_numpy
+from tinyadv.layers import (
+    ACTIVATIONS,
+    INITIALISERS,
+    Activation,
+    AvgPool2d,
+    Conv2d,
+    Dense,
+    Flatten,
+    MaxPool2d,
+    Module,
+    ReLU,
+    Sequential,
+)
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((3, 1, 28, 28), np.float32)
+VECTORS = RNG.standard_normal((5, 4)).astype(np.float32)
+
+
+def on(xp, model):
+    """``model``, with its parameters moved to the backend ``xp``."""
+    for p in model.parameters():
+        p.value = xp.asarray(to_numpy(p.value))
+    return model
+
+
+def assert_same_weights(model, other, same=True):
+    a, b = model.state_dict(), other.state_dict()
+    assert list(a) == list(b)
+    equal = [np.array_equal(a[name], b[name]) for name in a if name.endswith("weight")]
+    assert all(equal) if same else not any(equal)
+
+
+# ---- the networks -------------------------------------------------------------------------------
+
+# As PyTorch's state_dict() lists them for the torch.nn.Sequential of the same layers.
+NETWORKS = {
+    "slides_cnn": (38_390, {
+        "0.weight": (10, 1, 5, 5), "0.bias": (10,),
+        "3.weight": (20, 10, 5, 5), "3.bias": (20,),
+        "7.weight": (100, 320), "7.bias": (100,),
+        "9.weight": (10, 100), "9.bias": (10,),
+    }),
+    "fast_cnn": (166_406, {
+        "0.weight": (16, 1, 4, 4), "0.bias": (16,),
+        "2.weight": (32, 16, 4, 4), "2.bias": (32,),
+        "5.weight": (100, 1568), "5.bias": (100,),
+        "7.weight": (10, 100), "7.bias": (10,),
+    }),
+    "madry_cnn": (3_274_634, {
+        "0.weight": (32, 1, 5, 5), "0.bias": (32,),
+        "3.weight": (64, 32, 5, 5), "3.bias": (64,),
+        "7.weight": (1024, 3136), "7.bias": (1024,),
+        "9.weight": (10, 1024), "9.bias": (10,),
+    }),
+    "mlp": (199_210, {
+        "1.weight": (200, 784), "1.bias": (200,),
+        "3.weight": (200, 200), "3.bias": (200,),
+        "5.weight": (10, 200), "5.bias": (10,),
+    }),
+    "linear": (7850, {"1.weight": (10, 784), "1.bias": (10,)}),
+}  # fmt: skip
+
+
+@pytest.fixture(params=NETWORKS)
+def make(request):
+    """The constructor of a network."""
+    return getattr(models, request.param)
+
+
+def test_a_network_has_pytorchs_names_and_shapes(make):
+    count, shapes = NETWORKS[make.__name__]
+    model = make()
+    state = model.state_dict()
+    assert [(name, array.shape) for name, array in state.items()] == list(shapes.items())
+    assert all(array.dtype == np.float32 for array in state.values())
+    assert sum(p.size for p in model.parameters()) == count
+    logits = model(IMAGES)
+    assert isinstance(logits, Tensor) and logits.shape == (3, 10) and logits.dtype == np.float32
+
+
+def test_a_seed_makes_the_weights(make):
+    assert_same_weights(make(rng=1), make(rng=np.random.default_rng(1)))
+    assert_same_weights(make(rng=1), make(rng=2), same=False)
+
+
+def test_a_generator_passes_on():
+    rng = np.random.default_rng(3)
+    first, second = models.mlp((6, 6, 6), rng), models.mlp((6, 6, 6), rng)
+    assert_same_weights(first, second, same=False)
+    state = first.state_dict()  # nor do the layers of one network start out the same
+    assert not np.array_equal(state["1.weight"], state["3.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [
+        ("slides_cnn", "glorot_uniform"),
+        ("fast_cnn", "he_normal"),
+        ("madry_cnn", "he_normal"),
+        ("mlp", "he_normal"),
+        ("linear", "glorot_uniform"),
+    ],
+)
+def test_init_is_a_choice(name, default):
+    make = getattr(models, name)
+    (other,) = INITIALISERS.keys() - {default}
+    assert_same_weights(make(), make(init=default))
+    assert_same_weights(make(), make(init=other), same=False)
+
+
+def test_slides_cnn_written_out_with_operations(xp):
+    model, x = on(xp, models.slides_cnn(rng=1)), xp.asarray(IMAGES)
+    w1, b1, w2, b2, w3, b3, w4, b4 = model.parameters()
+    h = ops.max_pool2d(ops.relu(ops.conv2d(x, w1, b1)), kernel_size=2)
+    h = ops.max_pool2d(ops.relu(ops.conv2d(h, w2, b2)), kernel_size=2)
+    h = ops.reshape(h, (3, 320))
+    logits = ops.relu(h @ w3.value.T + b3) @ w4.value.T + b4
+    assert array_module(logits.value) is xp
+    np.testing.assert_allclose(to_numpy(logits), to_numpy(model(x)), rtol=1e-5, atol=1e-6)
+
+
+def test_mlp_and_linear_by_hand():
+    x = VECTORS.reshape(5, 1, 2, 2)
+    mlp = models.mlp((4, 6, 3), activation="tanh")
+    w1, b1, w2, b2 = (p.value for p in mlp.parameters())
+    b1[:], b2[:] = 0.5, -1.0
+    by_hand = np.tanh(VECTORS @ w1.T + b1) @ w2.T + b2
+    np.testing.assert_allclose(mlp(x).value, by_hand, rtol=1e-5, atol=1e-6)
+    linear = models.linear(inputs=4, outputs=3, rng=2)
+    w, _ = (p.value for p in linear.parameters())
+    np.testing.assert_allclose(linear(x).value, VECTORS @ w.T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(), (4,)])
+def test_mlp_needs_two_sizes(sizes):
+    with pytest.raises(ValueError, match="two sizes or more"):
+        models.mlp(sizes)
+
+
+# ---- initialisation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "fan_in", "fan_out"),
+    [
+        (lambda **how: Conv2d(32, 64, (3, 5), **how), 32 * 15, 64 * 15),
+        (lambda **how: Dense(300, 80, **how), 300, 80),
+    ],
+    ids=["Conv2d", "Dense"],
+)
+def test_initial_weights(make, fan_in, fan_out):
+    he, glorot = make(init="he_normal", rng=1), make(init="glorot_uniform", rng=1)
+    assert_same_weights(he, make(rng=1))  # the default
+    for layer in (he, glorot):
+        assert not layer.bias.value.any()
+        assert layer.weight.dtype == layer.bias.dtype == np.float32
+
+    # Some 24,000 weights or more: their variance is known to 1 %, their fourth moment to 3 %.
+    w = he.weight.value / np.sqrt(2 / fan_in)
+    assert abs(w.mean()) < 0.03 and w.var() == pytest.approx(1, rel=0.05)
+    assert (w**4).mean() == pytest.approx(3, rel=0.15)  # that of a normal distribution
+
+    w = glorot.weight.value / np.sqrt(6 / (fan_in + fan_out))
+    assert abs(w.mean()) < 0.03 and w.var() == pytest.approx(1 / 3, rel=0.05)
+    assert -1 <= w.min() < -0.999 and 0.999 < w.max() <= 1
+
+
+@pytest.mark.parametrize(
+    "make", [lambda rng: Conv2d(2, 3, 3, rng=rng), lambda rng: Dense(4, 3, rng=rng)]
+)
+def test_the_seed_of_a_layer(make):
+    assert_same_weights(make(1), make(np.random.default_rng(1)))
+    assert_same_weights(make(1), make(2), same=False)
+
+
+@pytest.mark.parametrize("make", [lambda **how: Conv2d(1, 2, 3, **how), models.mlp])
+def test_unknown_init(make):
+    with pytest.raises(ValueError, match=r"init must be one of .*he_normal.*got 'lecun'"):
+        make(init="lecun")
+
+
+# ---- layers -------------------------------------------------------------------------------------
+
+LAYERS = {
+    "conv": (
+        Conv2d(3, 4, (2, 3), stride=(2, 1), padding=1, rng=1),
+        lambda x, w, b: conv.conv2d(x, w, b, stride=(2, 1), padding=1),
+        "Conv2d(3, 4, (2, 3), stride=(2, 1), padding=1)",
+    ),
+    "conv, no bias": (
+        Conv2d(3, 4, 3, bias=False),
+        lambda x, w: conv.conv2d(x, w),
+        "Conv2d(3, 4, (3, 3), stride=1, padding=0)",
+    ),
+    "max": (
+        MaxPool2d((2, 3), stride=1),
+        lambda x: conv.max_pool2d(x, kernel_size=(2, 3), stride=1),
+        "MaxPool2d((2, 3), stride=1)",
+    ),
+    "max, no stride": (
+        MaxPool2d(2),
+        lambda x: conv.max_pool2d(x, kernel_size=2),
+        "MaxPool2d(2, stride=None)",
+    ),
+    "avg": (
+        AvgPool2d((2, 3), stride=1),
+        lambda x: conv.avg_pool2d(x, kernel_size=(2, 3), stride=1),
+        "AvgPool2d((2, 3), stride=1)",
+    ),
+    "avg, no stride": (
+        AvgPool2d(2),
+        lambda x: conv.avg_pool2d(x, kernel_size=2),
+        "AvgPool2d(2, stride=None)",
+    ),
+    "flatten": (Flatten(), lambda x: ops.reshape(x, (2, 108)), "Flatten()"),
+    "relu": (ReLU(), ops.relu, "ReLU()"),
+    **{
+        f"activation {name}": (Activation(name), getattr(ops, name), f"Activation({name!r})")
+        for name in ACTIVATIONS
+    },
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_its_operation(name, xp):
+    layer, operation, text = LAYERS[name]
+    on(xp, layer)
+    x = xp.asarray(RNG.standard_normal((2, 3, 6, 6)).astype(np.float32))
+    got, expected = layer(Tensor(x)), operation(x, *[p.value for p in layer.parameters()])
+    assert repr(layer) == text
+    assert array_module(got.value) is xp
+    np.testing.assert_array_equal(to_numpy(got), to_numpy(expected))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_dense(bias, xp):
+    layer = on(xp, Dense(4, 3, bias=bias, rng=2))
+    assert list(layer.state_dict()) == ["weight", "bias"][: 1 + bias]
+    assert repr(layer) == "Dense(4, 3)"
+    w, b = layer.weight, 0
+    if bias:
+        b = np.array([1, 2, 3], np.float32)
+        layer.bias.value[...] = xp.asarray(b)
+    by_hand = VECTORS @ to_numpy(w).T + b
+    np.testing.assert_allclose(to_numpy(layer(xp.asarray(VECTORS))), by_hand, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 1, 2, 2), (4,)])
+def test_dense_says_what_it_takes(shape):
+    with pytest.raises(ValueError, match=r"Dense\(4, 3\) takes \(N, 4\), got .*put Flatten\(\)"):
+        Dense(4, 3)(np.zeros(shape, np.float32))
+
+
+def test_layers_refuse_what_their_operations_refuse():
+    x = np.zeros((1, 1, 4, 4), np.float32)
+    with pytest.raises(ValueError, match="kernel_size must be an int ≥ 1"):
+        Conv2d(1, 1, 0)
+    for layer in (Conv2d(1, 1, 5), MaxPool2d(5), AvgPool2d(5)):
+        with pytest.raises(ValueError, match="does not fit into an image"):
+            layer(x)
+
+
+def test_activation_names():
+    with pytest.raises(ValueError, match=r"activation must be one of .*relu.*got 'swish'"):
+        models.mlp(activation="swish")
+
+
+# ---- modules ------------------------------------------------------------------------------------
+
+
+class Residual(Module):
+    """A user's own: tensors, modules, lists, tuples, and what is none of these."""
+
+    def __init__(self):
+        self.scale = Tensor(np.full(1, 2.0, np.float32))
+        self.inner = Sequential(Dense(4, 4, rng=1), ReLU())
+        self.name = "residual"
+        self.branches = [Dense(4, 4, bias=False, rng=2), Tensor(np.ones(4, np.float32)), 7]
+        self.head = (Dense(4, 3, rng=3),)
+
+    def __call__(self, x):
+        x = x + self.scale * self.inner(x)
+        return self.head[0](x + self.branches[0](x) * self.branches[1])
+
+
+def test_a_module_of_ones_own():
+    model = Residual()
+    names = ["scale", "inner.0.weight", "inner.0.bias", "branches.0.weight", "branches.1",
+             "head.0.weight", "head.0.bias"]  # fmt: skip
+    assert [name for name, _ in model.named_parameters()] == names == list(model.state_dict())
+    assert model.parameters()[4] is model.branches[1]
+    gradients = grad(ops.sum(model(VECTORS) ** 2), model.parameters(), unused="raise")
+    assert [g.shape for g in gradients] == [p.shape for p in model.parameters()]
+    other = Residual().astype(np.float64)
+    other.scale.value[:] = 5
+    other.load_state_dict(model.state_dict())
+    np.testing.assert_allclose(other(VECTORS).value, model(VECTORS).value, rtol=1e-5)
+
+
+def test_a_module_needs_a_call():
+    class Nothing(Module):
+        pass
+
+    with pytest.raises(NotImplementedError, match=r"Nothing needs a method __call__"):
+        Nothing()(VECTORS)
+
+
+def test_a_layer_used_twice_has_one_set_of_parameters():
+    layer = Dense(4, 4)
+    model = Sequential(layer, ReLU(), layer)
+    assert model.parameters() == [layer.weight, layer.bias]  # by identity: == would be an array
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_sequential_is_a_sequence():
+    model = Sequential(Dense(4, 6), ReLU(), Dense(6, 2))
+    assert len(model) == 3 and model[1] is model.layers[1] and model[-1] is model.layers[2]
+    head, tail = model[:2], model[2:]
+    assert isinstance(head, Sequential) and len(head) == 2 and head[0] is model[0]
+    np.testing.assert_array_equal(tail(head(VECTORS)).value, model(VECTORS).value)
+    assert repr(model) == "Sequential(\n  (0) Dense(4, 6)\n  (1) ReLU()\n  (2) Dense(6, 2)\n)"
+
+
+# ---- weights in and out -------------------------------------------------------------------------
+
+
+def test_state_dict_round_trip(make):
+    model, other = make(rng=1), make(rng=2)
+    state = model.state_dict()
+    other.load_state_dict(state)
+    assert_same_weights(model, other)
+    before = other(IMAGES).value
+    for array in state.values():
+        array[...] = np.nan  # a state dict shares no memory with a model, in either direction
+    np.testing.assert_array_equal(model(IMAGES).value, before)
+    np.testing.assert_array_equal(other(IMAGES).value, before)
+
+
+def without(name):
+    return lambda state: {key: array for key, array in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("3.bias"), r"belong to another network: missing \['3.bias'\], unknown \[\]"),
+        (lambda state: state | {"5.weight": np.zeros(1)}, r"missing \[\], unknown \['5.weight'\]"),
+        (lambda state: state | {"3.bias": np.zeros(4)}, r"3.bias has shape \(4,\).*needs \(3,\)"),
+        (lambda state: state | {"3.bias": np.array(["a", "b", "c"])}, "could not convert"),
+    ],
+    ids=["missing", "unknown", "shape", "text"],
+)
+def test_weights_of_another_network_change_nothing(change, message):
+    model = models.mlp((4, 5, 3), rng=1)
+    with pytest.raises(ValueError, match=message):
+        model.load_state_dict(change(models.mlp((4, 5, 3), rng=2).state_dict()))
+    assert_same_weights(model, models.mlp((4, 5, 3), rng=1))
+
+
+def test_loading_keeps_dtype_and_backend(xp):
+    state = models.mlp((4, 3), rng=1).state_dict()
+    weight = state["1.weight"]
+    for given in (state, {name: xp.asarray(array) for name, array in state.items()}):
+        model = on(xp, models.mlp((4, 3), rng=2)).astype(np.float64)
+        model.load_state_dict(given)
+        got = model.parameters()[0].value
+        assert array_module(got) is xp and got.dtype == np.float64
+        np.testing.assert_array_equal(to_numpy(got), weight)
+    assert type(model.state_dict()["1.weight"]) is np.ndarray
+
+
+def test_loading_tensors_of_pytorch():
+    class TorchTensor:
+        """Of a package that is no backend; NumPy reads it."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def __array__(self, dtype=None, copy=None):
+            return self.array
+
+    model, other = models.mlp((4, 3), rng=1), models.mlp((4, 3), rng=2)
+    other.load_state_dict({name: TorchTensor(a) for name, a in model.state_dict().items()})
+    assert_same_weights(model, other)
+
+
+def test_to_moves_to_a_backend_and_back(monkeypatch):
+    backends = {"numpy": np, "cupy": strict_cupy}
+    monkeypatch.setattr(layers, "get_backend", backends.__getitem__)
+    model = models.slides_cnn(rng=1)
+    parameters, expected = model.parameters(), model(IMAGES).value
+    for name, xp in reversed(backends.items()):
+        assert model.to(name) is model
+        assert all(array_module(p.value) is xp for p in model.parameters())
+        got = model(xp.asarray(IMAGES))
+        np.testing.assert_allclose(to_numpy(got), expected, rtol=1e-4, atol=1e-6)
+    assert model.parameters() == parameters  # the same tensors, that an optimiser knows
+
+
+def test_to_an_unknown_backend():
+    with pytest.raises(ValueError, match=r"backend must be one of .*got 'jax'"):
+        models.linear().to("jax")
+
+
+def test_astype(xp):
+    model = on(xp, models.slides_cnn(rng=1))
+    x = xp.asarray(IMAGES)
+    single = to_numpy(model(x))
+    assert model.astype(np.float64) is model
+    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float64)}
+    double = model(x.astype(np.float64))
+    assert double.dtype == np.float64
+    np.testing.assert_allclose(to_numpy(double), single, rtol=1e-4, atol=1e-6)

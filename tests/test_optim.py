@@ -1,0 +1,330 @@
+"""Optimisers against their formulas written out, and schedules."""
+
+import numpy as np
+import pytest
+import strict_cupy
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tinyadv import Tensor, optim, to_numpy
+from tinyadv.optim import SGD, Adam, Optimizer, RMSprop, constant, cosine, piecewise_linear
+
+SHAPES = [(3, 4), (5,), (), (2, 3, 2, 2), (0, 3)]
+STEPS = 6
+
+
+def numbers(seed, dtype=np.float64):
+    """An array for each of SHAPES."""
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.standard_normal(shape), dtype) for shape in SHAPES]
+
+
+def parameters(xp=np, dtype=np.float64):
+    return [Tensor(xp.asarray(array)) for array in numbers(100, dtype)]
+
+
+def take_steps(optimizer, seeds, xp=np):
+    for seed in seeds:
+        optimizer.step([xp.asarray(g) for g in numbers(seed, optimizer.params[0].dtype)])
+    return [to_numpy(p) for p in optimizer.params]
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(a, b, strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+# ---- the formulas, one number at a time: gradients g₁, g₂ … of a weight w -----------------------
+
+
+def naive_sgd(w, gradients, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0):
+    v = 0.0
+    for g in gradients:
+        g = g + weight_decay * w
+        v = momentum * v + g
+        w = w - lr * (g + momentum * v if nesterov else v)
+    return w
+
+
+def naive_rmsprop(w, gradients, lr=0.001, rho=0.9, epsilon=1e-7, weight_decay=0.0):
+    s = 0.0
+    for g in gradients:
+        g = g + weight_decay * w
+        s = rho * s + (1 - rho) * g**2
+        w = w - lr * g / (s**0.5 + epsilon)
+    return w
+
+
+def naive_adam(w, gradients, lr=0.001, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0):
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        g = g + weight_decay * w
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+        w = w - lr * m_hat / (v_hat**0.5 + epsilon)
+    return w
+
+
+CASES = {
+    "SGD": (SGD, naive_sgd, {}),
+    "SGD lr": (SGD, naive_sgd, {"lr": 0.3}),
+    "SGD decay": (SGD, naive_sgd, {"weight_decay": 0.2}),
+    "SGD momentum": (SGD, naive_sgd, {"momentum": 0.8}),
+    "SGD nesterov": (SGD, naive_sgd, {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
+    "SGD all": (SGD, naive_sgd, {"momentum": 0.8, "nesterov": True, "weight_decay": 0.2}),
+    "RMSprop": (RMSprop, naive_rmsprop, {}),
+    "RMSprop lr": (RMSprop, naive_rmsprop, {"lr": 0.01}),
+    "RMSprop rho": (RMSprop, naive_rmsprop, {"rho": 0.5}),
+    "RMSprop epsilon": (RMSprop, naive_rmsprop, {"epsilon": 0.1}),
+    "RMSprop decay": (RMSprop, naive_rmsprop, {"weight_decay": 0.2}),
+    "Adam": (Adam, naive_adam, {}),
+    "Adam lr": (Adam, naive_adam, {"lr": 0.01}),
+    "Adam beta1": (Adam, naive_adam, {"beta1": 0.5}),
+    "Adam beta2": (Adam, naive_adam, {"beta2": 0.9}),
+    "Adam epsilon": (Adam, naive_adam, {"epsilon": 0.1}),
+    "Adam decay": (Adam, naive_adam, {"weight_decay": 0.2}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+def test_the_formula(case, xp):
+    kind, naive, options = case
+    params = parameters(xp)
+    before = [to_numpy(p).copy() for p in params]
+    got = take_steps(kind(params, **options), range(STEPS), xp)
+    for i, w in enumerate(before):
+        by_hand = naive(w, [numbers(seed)[i] for seed in range(STEPS)], **options)
+        np.testing.assert_allclose(got[i], by_hand, rtol=1e-12, atol=1e-12)
+        assert got[i].shape == w.shape
+
+
+def test_the_options_of_the_cases_matter():
+    for kind in (SGD, RMSprop, Adam):
+        results = [
+            take_steps(kind(parameters(), **options), range(STEPS))[0].tobytes()
+            for other, _, options in CASES.values()
+            if other is kind
+        ]
+        assert len(set(results)) == len(results)
+
+
+def test_the_learning_rate_may_change_on_the_way():
+    optimizer = SGD(parameters(), lr=0.5)
+    (w, *_), g = numbers(100), [numbers(seed)[0] for seed in range(2)]
+    take_steps(optimizer, [0])
+    optimizer.lr = 0.25
+    got = take_steps(optimizer, [1])[0]
+    np.testing.assert_allclose(got, w - 0.5 * g[0] - 0.25 * g[1], rtol=1e-12)
+
+
+# ---- how a step is taken ------------------------------------------------------------------------
+
+
+def test_pieces_change_no_bit(case, monkeypatch):
+    kind, _, options = case
+    whole = take_steps(kind(parameters(dtype=np.float32), **options), range(STEPS))
+    monkeypatch.setattr(optim, "PIECE", 5)
+    pieces = take_steps(kind(parameters(dtype=np.float32), **options), range(STEPS))
+    assert_same_bits(whole, pieces)
+
+
+def test_a_step_changes_the_parameters_in_place_and_nothing_else(case):
+    kind, _, options = case
+    params = parameters()
+    arrays, gradients = [p.value for p in params], numbers(1)
+    kind(params, **options).step(gradients)
+    assert all(p.value is array for p, array in zip(params, arrays, strict=True))
+    assert not np.array_equal(arrays[0], numbers(100)[0])
+    assert_same_bits(gradients, numbers(1))
+
+
+MEMORY_ORDERS = {
+    "Fortran": lambda a: np.array(a, order="F"),
+    "every second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a.copy(),
+    "backwards": lambda a: np.flip(np.flip(a).copy()),
+}
+
+
+@pytest.mark.parametrize("order", MEMORY_ORDERS)
+def test_any_memory_order(case, order):
+    kind, _, options = case
+    relay = MEMORY_ORDERS[order]
+    expected = take_steps(kind(parameters(), **options), range(STEPS))
+    params = [Tensor(relay(array)) for array in numbers(100)]
+    assert not all(p.value.flags.c_contiguous for p in params)
+    optimizer = kind(params, **options)
+    for seed in range(STEPS):
+        optimizer.step([relay(g) for g in numbers(seed)])
+    assert_same_bits(expected, [p.value for p in params])
+
+
+def test_float32_stays_float32_whatever_the_number(case):
+    kind, _, options = case
+    lr = options.get("lr", 0.01)
+    expected = take_steps(kind(parameters(dtype=np.float32), **options | {"lr": lr}), range(STEPS))
+    params = parameters(dtype=np.float32)
+    got = take_steps(kind(params, **options | {"lr": np.float64(lr)}), range(STEPS))
+    assert_same_bits(expected, got)
+
+
+def test_a_step_does_not_wait_for_the_device(case):
+    kind, _, options = case
+    optimizer = kind(parameters(strict_cupy), **options)
+    gradients = [strict_cupy.asarray(g) for g in numbers(1)]
+    with strict_cupy.count() as c:
+        optimizer.step(gradients)
+    assert c.launches > 0 and c.syncs == c.transfers == 0
+
+
+def test_an_optimizer_of_ones_own():
+    class SignSGD(Optimizer):
+        slot_names = ("seen",)
+
+        def __init__(self, params, lr=0.1):
+            super().__init__(params, lr, weight_decay=0.0)
+
+        def _update(self, xp, w, dw, seen):
+            seen += 1
+            w -= self.lr * xp.sign(dw)
+
+    optimizer = SignSGD(parameters())
+    got = take_steps(optimizer, [0, 1])[0]
+    by_hand = numbers(100)[0] - 0.1 * np.sign(numbers(0)[0]) - 0.1 * np.sign(numbers(1)[0])
+    np.testing.assert_allclose(got, by_hand, rtol=1e-12)
+    assert (optimizer.state_dict()["slots"]["0.seen"] == 2).all()
+    with pytest.raises(NotImplementedError):
+        Optimizer(parameters(), 0.1, 0.0).step(numbers(1))
+
+
+# ---- states -------------------------------------------------------------------------------------
+
+
+def test_a_state_continues_bit_by_bit(case, xp):
+    kind, _, options = case
+    optimizer = kind(parameters(xp, np.float32), **options)
+    take_steps(optimizer, [0, 1], xp)
+    optimizer.lr *= 0.5
+    state = optimizer.state_dict()
+    weights = [to_numpy(p).copy() for p in optimizer.params]
+    expected = take_steps(optimizer, [2, 3], xp)  # after the state was taken: it holds copies
+    assert all(type(slot) is np.ndarray for slot in state["slots"].values())
+
+    resumed = kind([Tensor(xp.asarray(w)) for w in weights], **options | {"lr": 99.0})
+    resumed.load_state_dict(state)
+    assert (resumed.lr, resumed.steps) == (optimizer.lr, 2)
+    assert_same_bits(expected, take_steps(resumed, [2, 3], xp))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Adam(parameters()), "belongs to Adam, not to SGD"),
+        (SGD(parameters()), "other parameters: it has slots {},"),
+        (SGD(parameters()[:2], momentum=0.5), r"this optimizer needs {'0.velocity': \(3, 4\)"),
+        (SGD([*parameters(), Tensor(np.ones(1))], momentum=0.5), r"'5.velocity': \(1,\)"),
+        (SGD(parameters()[::-1], momentum=0.5), "other parameters"),
+    ],
+    ids=["kind", "no slots", "fewer", "more", "other shapes"],
+)
+def test_a_state_of_something_else_changes_nothing(other, message):
+    optimizer = SGD(parameters(), lr=0.1, momentum=0.5)
+    take_steps(optimizer, [0])
+    before = optimizer.state_dict()
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(other.state_dict())
+    after = optimizer.state_dict()
+    assert_same_bits(before.pop("slots").values(), after.pop("slots").values())
+    assert before == after == {"kind": "SGD", "lr": 0.1, "steps": 1}
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("params", [[], [np.ones(2)], [Tensor(np.ones(2)), 3]])
+def test_an_optimizer_takes_tensors(params):
+    with pytest.raises(TypeError, match=r"list of Tensors, such as model.parameters\(\)"):
+        Adam(params)
+
+
+@pytest.mark.parametrize("kind", [SGD, RMSprop, Adam])
+@pytest.mark.parametrize("options", [{"lr": -1}, {"lr": np.nan}, {"weight_decay": -0.1}])
+def test_rates_are_not_negative(kind, options):
+    with pytest.raises(ValueError, match="lr and weight_decay must be ≥ 0"):
+        kind(parameters(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": 1.0}, "momentum must be from 0 to 1, got 1.0"),
+        ({"momentum": -0.1}, "momentum must be from 0 to 1"),
+        ({"nesterov": True}, "nesterov needs a momentum above 0"),
+    ],
+)
+def test_momentum_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        SGD(parameters(), **options)
+
+
+@pytest.mark.parametrize(
+    "gradients", [numbers(0)[:-1], [*numbers(0), np.ones(1)], numbers(0)[::-1]]
+)
+def test_gradients_fit_the_parameters(gradients):
+    optimizer = Adam(parameters())
+    with pytest.raises(ValueError, match="expected gradients of shapes"):
+        optimizer.step(gradients)
+    assert optimizer.steps == 0
+    assert_same_bits([p.value for p in optimizer.params], numbers(100))
+
+
+# ---- schedules ----------------------------------------------------------------------------------
+
+RATES = st.floats(0, 10)
+TIMES = st.integers(0, 800).map(lambda eighths: eighths / 8)
+
+
+def test_constant():
+    assert {constant(0.3)(epoch) for epoch in (0, 0.5, 7, 1000)} == {0.3}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lr"),
+    [(-1, 0.1), (0, 0.1), (1, 0.3), (2, 0.5), (2.5, 0.375), (3, 0.25), (4, 0.0), (9, 0.0)],
+)
+def test_piecewise_linear(epoch, lr):
+    assert piecewise_linear([(0, 0.1), (2, 0.5), (4, 0.0)])(epoch) == pytest.approx(lr)
+
+
+@given(points=st.lists(st.tuples(TIMES, RATES), min_size=1, unique_by=lambda p: p[0]), epoch=TIMES)
+def test_piecewise_linear_goes_through_its_points(points, epoch):
+    points.sort()
+    schedule = piecewise_linear(points)
+    rates = [lr for _, lr in points]
+    assert [schedule(e) for e, _ in points] == pytest.approx(rates)
+    assert min(rates) - 1e-12 <= schedule(epoch) <= max(rates) + 1e-12
+    assert schedule(epoch) == pytest.approx(np.interp(epoch, *zip(*points, strict=True)), abs=1e-9)
+
+
+@pytest.mark.parametrize("points", [[], [(1, 0.1), (0, 0.2)], [(0, 0.1), (0, 0.2)]])
+def test_piecewise_linear_needs_rising_points(points):
+    with pytest.raises(ValueError, match=r"\(epoch, lr\) pairs in rising order"):
+        piecewise_linear(points)
+
+
+def test_cosine():
+    schedule = cosine(0.4, epochs=10)
+    rates = [schedule(epoch) for epoch in (0, 5, 10, 25)]
+    assert rates == pytest.approx([0.4, 0.2, 0, 0], abs=1e-15)
+    assert schedule(10 / 3) == pytest.approx(0.3)  # the cosine of 60° is a half
+
+
+@given(lr=RATES, epochs=st.floats(0.1, 100), times=st.tuples(TIMES, TIMES))
+def test_cosine_falls(lr, epochs, times):
+    assume(times[0] < times[1])
+    early, late = (cosine(lr, epochs)(t) for t in times)
+    assert lr >= early >= late >= 0

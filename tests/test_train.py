@@ -1,0 +1,679 @@
+"""Training: what the loop does, and that it goes on after any interruption as if there was none."""
+
+import io
+import itertools
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+from tinyadv import array_module, fit, grad, models, ops, optim, to_numpy, train
+from tinyadv.checkpoint import CheckpointError, load_state, load_weights, save_weights
+from tinyadv.data import Dataset
+from tinyadv.layers import Conv2d, Dense, Flatten, Module, ReLU, Sequential
+from tinyadv.losses import cross_entropy
+from tinyadv.train import History, cross_entropy_objective
+
+matplotlib.use("Agg")
+
+
+def blobs(n, seed):
+    """Images (n, 1, 4, 4) of three classes: three patterns of grey, and noise."""
+    patterns = np.random.default_rng(0).random((3, 1, 4, 4))
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    x = 0.8 * patterns[y] + 0.2 * rng.random((n, 1, 4, 4))
+    return x.astype(np.float32), y
+
+
+DATA = Dataset("blobs", *blobs(60, seed=1), *blobs(30, seed=2), classes=("a", "b", "c"))
+BATCH = 16  # so that an epoch has four steps, the last with 12 examples
+STEPS = 4
+
+
+def mlp(xp=np):
+    return on(xp, models.mlp((16, 8, 3), rng=3))
+
+
+def cnn(xp=np):
+    layers = [Conv2d(1, 4, 3, rng=1), ReLU(), Flatten(), Dense(16, 3, rng=2)]
+    return on(xp, Sequential(*layers))
+
+
+def on(xp, model):
+    for p in model.parameters():
+        p.value = xp.asarray(p.value)
+    return model
+
+
+def quick_fit(model, epochs=1, perturb=None, *, lr=0.1, data=DATA, **options):
+    """``fit`` with plain gradient descent and small batches, without a word."""
+    optimizer = optim.SGD(model.parameters(), lr)
+    return fit(
+        model,
+        data,
+        optimizer,
+        epochs,
+        perturb,
+        **{"batch_size": BATCH, "progress": False} | options,
+    )
+
+
+def outcome(model, history):
+    """All that a run leaves, except for how long it took; NaNs compare equal."""
+    weights = {name: array.tobytes() for name, array in model.state_dict().items()}
+    numbers = {name: str(values) for name, values in vars(history).items() if name != "seconds"}
+    return weights, numbers
+
+
+# ---- what the loop does --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_it_learns(make, xp):
+    model = make(xp)
+    optimizer = optim.Adam(model.parameters(), 0.02)
+    history = fit(model, DATA, optimizer, 12, batch_size=BATCH, progress=False)
+    assert all(array_module(p.value) is xp for p in model.parameters())
+    assert history.epoch == list(range(1, 13)) and history.lr == [0.02] * 12
+    assert all(len(values) == 12 for values in vars(history).values())
+    assert all(type(v) is float for v in history.loss + history.train_accuracy + history.seconds)
+    assert history.loss[-1] < 0.2 * history.loss[0]
+    assert history.train_accuracy[-1] == history.test_accuracy[-1] == 1.0
+    assert min(history.seconds) > 0
+
+
+def test_the_loop_written_out(xp):
+    model, by_hand = mlp(xp), mlp(xp)
+    params = by_hand.parameters()
+    rng = np.random.default_rng(5)
+    losses, accuracies = [], []
+    for _ in range(2):
+        order = rng.permutation(60)
+        loss_sum = correct = 0
+        for i in range(0, 60, BATCH):
+            x, y = DATA.x_train[order[i : i + BATCH]], DATA.y_train[order[i : i + BATCH]]
+            logits = by_hand(xp.asarray(x))
+            loss = cross_entropy(logits, xp.asarray(y))
+            for p, g in zip(params, grad(loss, params), strict=True):
+                p.value = p.value - 0.1 * g
+            loss_sum += float(loss) * len(x)
+            correct += (to_numpy(logits).argmax(1) == y).sum()
+        losses.append(loss_sum / 60)
+        accuracies.append(correct / 60)
+
+    history = quick_fit(model, epochs=2, rng=5)
+    for p, q in zip(model.parameters(), params, strict=True):
+        np.testing.assert_allclose(to_numpy(p), to_numpy(q), rtol=1e-5, atol=1e-7)
+    assert history.loss == pytest.approx(losses, rel=1e-5)
+    assert history.train_accuracy == pytest.approx(accuracies)
+    right = to_numpy(model(xp.asarray(DATA.x_test))).argmax(1) == DATA.y_test
+    assert history.test_accuracy[-1] == pytest.approx(right.mean())
+
+
+def test_a_seed_makes_the_run():
+    def run(**options):
+        model = mlp()
+        return outcome(model, quick_fit(model, epochs=2, **options))
+
+    assert run(rng=1) == run(rng=1) == run(rng=np.random.default_rng(1))
+    assert run(rng=1) != run(rng=2)
+    assert run() == run(rng=0)
+
+
+def test_defaults():
+    model, other = mlp(), mlp()
+    history = fit(model, DATA, optim.SGD(model.parameters(), 0.1), 1, progress=False)
+    expected = quick_fit(
+        other, perturb=None, objective=cross_entropy_objective, batch_size=128, validate=True
+    )
+    assert outcome(model, history) == outcome(other, expected)
+    assert quick_fit(mlp(), epochs=0) == History()
+
+
+def test_what_perturb_returns_is_trained_on(xp):
+    seen = {"perturb": [], "objective": []}
+
+    def perturb(model, x, y):
+        assert model is net and array_module(x) is array_module(y) is xp
+        seen["perturb"].append((to_numpy(x), to_numpy(y)))
+        return 1 - x
+
+    def objective(model, x, y):
+        seen["objective"].append((to_numpy(x), to_numpy(y)))
+        return cross_entropy_objective(model, x, y)
+
+    net = mlp(xp)
+    quick_fit(net, perturb=perturb, objective=objective)
+    assert [len(x) for x, _ in seen["perturb"]] == [16, 16, 16, 12]
+    for (x, y), (x_adv, y_adv) in zip(*seen.values(), strict=True):
+        np.testing.assert_array_equal(x_adv, 1 - x)
+        np.testing.assert_array_equal(y_adv, y)
+    x, y = (np.concatenate(parts) for parts in zip(*seen["perturb"], strict=True))
+    rows = np.column_stack([x.reshape(60, -1), y])  # every example once, with its own label
+    expected = np.column_stack([DATA.x_train.reshape(60, -1), DATA.y_train])
+    np.testing.assert_array_equal(np.unique(rows, axis=0), np.unique(expected, axis=0))
+    assert not np.array_equal(rows, expected)
+
+
+def test_the_objective_decides():
+    def objective(model, x, y):
+        bias = model.parameters()[-1]
+        return ops.sum((bias - 1) ** 2), model(x)
+
+    model = mlp()
+    before = model.state_dict()
+    history = quick_fit(model, epochs=2, lr=0.5, objective=objective)
+    after = model.state_dict()
+    np.testing.assert_allclose(after.pop("3.bias"), [1, 1, 1])
+    assert all(np.array_equal(before[name], array) for name, array in after.items())
+    assert history.loss == [3 * 16 / 60, 0]  # 3 for the first batch, then 0
+
+
+def test_the_schedule_is_set_before_every_step():
+    times, rates = [], []
+
+    def schedule(epoch):
+        times.append(epoch)
+        return np.float64(0.1 / (1 + epoch))
+
+    def perturb(model, x, y):
+        rates.append(optimizer.lr)
+        return x
+
+    model = mlp()
+    optimizer = optim.SGD(model.parameters(), lr=9.0)
+    history = fit(model, DATA, optimizer, 2, perturb, batch_size=BATCH, schedule=schedule,
+                  progress=False)  # fmt: skip
+    assert times == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]
+    assert rates == [0.1 / (1 + t) for t in times]
+    assert history.lr == [rates[3], rates[7]]
+    assert all(p.dtype == np.float32 for p in model.parameters())
+
+
+def test_no_validation():
+    unlabelled = Dataset("blobs", DATA.x_train, DATA.y_train, None, None, classes=DATA.classes)
+    history = quick_fit(mlp(), epochs=2, validate=False, data=unlabelled)
+    assert [math.isnan(a) for a in history.test_accuracy] == [True, True]
+
+
+def test_the_device_waits_once_an_epoch(device):
+    def syncs(batch_size):
+        model = mlp(device)
+        with device.count() as c:
+            quick_fit(model, epochs=2, batch_size=batch_size, schedule=optim.constant(0.1))
+        return c.syncs
+
+    if not hasattr(device, "count"):
+        pytest.skip("only the stand-in counts")
+    assert syncs(batch_size=3) == syncs(batch_size=30)
+
+
+# ---- what one sees -------------------------------------------------------------------------------
+
+
+def test_a_line_for_each_epoch(capsys):
+    quick_fit(mlp(), epochs=2, progress=True)
+    out, err = capsys.readouterr()
+    line = r"epoch  {}/2  loss \d\.\d{{4}}  training +\d+\.\d\d %  test +\d+\.\d\d %  \d+\.\d s\n"
+    assert re.fullmatch(line.format(1) + line.format(2), out)
+    assert err == ""  # no terminal, no bar
+    quick_fit(mlp(), progress=True, validate=False)
+    assert "training" in (out := capsys.readouterr().out) and "test" not in out
+    quick_fit(mlp(), progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    quick_fit(mlp(), epochs=2, progress=True)
+    assert "epoch 1/2:" in terminal.getvalue() and "/4 [" in terminal.getvalue()
+    terminal.seek(0)
+    terminal.truncate()
+    quick_fit(mlp(), progress=False)
+    assert terminal.getvalue() == ""
+
+
+def test_plot():
+    import matplotlib.pyplot as plt
+
+    history = quick_fit(mlp(), epochs=3)
+    _, given = plt.subplots(1, 2)
+    for axes in (history.plot(), history.plot(given)):
+        loss, accuracy = axes
+        np.testing.assert_array_equal(loss.lines[0].get_xydata().T, [[1, 2, 3], history.loss])
+        shares = [line.get_ydata() / 100 for line in accuracy.lines]
+        np.testing.assert_allclose(shares, [history.train_accuracy, history.test_accuracy])
+        assert loss.get_ylabel() == "training loss" and accuracy.get_ylabel() == "accuracy, %"
+        assert [text.get_text() for text in accuracy.get_legend().texts] == ["training", "test"]
+        axes[0].figure.canvas.draw()
+        plt.close(axes[0].figure)
+    assert list(axes) == list(given)
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": -1}, "epochs must be ≥ 0.*got -1, 16 and None"),
+        ({"batch_size": 0}, "batch_size and checkpoint_steps ≥ 1"),
+        ({"checkpoint_steps": 0, "checkpoint": "a.npz"}, "batch_size and checkpoint_steps ≥ 1"),
+        ({"checkpoint_steps": 5}, "need checkpoint=, the file to keep state in"),
+        ({"resume": True}, "need checkpoint=, the file to keep state in"),
+        ({"data": Dataset("", DATA.x_train[:0], DATA.y_train[:0], None, None, ())}, "got 0 and 0"),
+        ({"data": Dataset("", DATA.x_train, DATA.y_train[1:], None, None, ())}, "got 60 and 59"),
+    ],
+)
+def test_arguments_that_make_no_sense(options, message):
+    model = mlp()
+    with pytest.raises(ValueError, match=message):
+        quick_fit(model, **options)
+    assert outcome(model, History()) == outcome(mlp(), History())
+
+
+def test_the_optimizer_of_another_model():
+    optimizer = optim.SGD(mlp().parameters())
+    with pytest.raises(ValueError, match=r"make it with model.parameters\(\)"):
+        fit(mlp(), DATA, optimizer, 1)
+
+
+def nan_after(n):
+    """A ``perturb`` that lets n batches through and then returns NaNs."""
+    steps = itertools.count(1)
+    return lambda model, x, y: x if next(steps) <= n else x * np.float32(np.nan)
+
+
+def test_a_loss_that_is_not_finite(monkeypatch):
+    with pytest.raises(FloatingPointError) as info:
+        quick_fit(mlp(), epochs=2, perturb=nan_after(5))
+    message = str(info.value)
+    assert "not finite in epoch 2, by step 4." in message
+    assert "lower learning rate (it is 0.1)" in message and "piecewise_linear" in message
+    assert "last good state" not in message
+    monkeypatch.setattr(train, "LOOK_EVERY", 3)
+    with pytest.raises(FloatingPointError, match=r"in epoch 1, by step 3\."):
+        quick_fit(mlp(), perturb=nan_after(1))
+
+
+def test_the_last_good_state_is_kept(tmp_path):
+    path = tmp_path / "state.npz"
+    with pytest.raises(FloatingPointError) as info:  # before anything was saved
+        quick_fit(mlp(), perturb=nan_after(2), checkpoint=path)
+    assert "last good state" not in str(info.value) and not path.exists()
+    with pytest.raises(FloatingPointError, match=re.escape(f"last good state is in {path}")):
+        quick_fit(mlp(), epochs=2, perturb=nan_after(6), checkpoint=path, checkpoint_steps=1)
+    assert (load_state(path)["epoch"], load_state(path)["step"]) == (1, 2)
+    with pytest.raises(FloatingPointError, match=re.escape(f"last good state is in {path}")):
+        quick_fit(mlp(), epochs=2, perturb=nan_after(0), checkpoint=path, resume=True)
+
+
+def test_broken_weights_are_not_saved(tmp_path):
+    class Breaks(optim.SGD):
+        def _update(self, xp, w, dw, v=None):
+            if self.steps == 3:
+                w[...] = np.nan  # after a step whose loss was finite
+
+    model, path = mlp(), tmp_path / "state.npz"
+    with pytest.raises(FloatingPointError, match=r"or a weight is not finite.*by step 3\."):
+        fit(model, DATA, Breaks(model.parameters()), 1, batch_size=BATCH, checkpoint=path,
+            checkpoint_steps=1, progress=False)  # fmt: skip
+    state = load_state(path)
+    assert state["step"] == 2
+    assert all(np.isfinite(array).all() for array in state["weights"].values())
+
+
+# ---- interruptions -------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "SGD": lambda params: optim.SGD(params, 0.1),
+    "momentum": lambda params: optim.SGD(params, 0.1, momentum=0.9, weight_decay=0.01),
+    "RMSprop": optim.RMSprop,
+    "Adam": lambda params: optim.Adam(params, np.float64(0.01)),
+}
+EPOCHS = 3
+
+
+class Crash(Exception):
+    pass
+
+
+def noisy_run(kind="Adam", *, at_step=None, action=None, bits=np.random.PCG64, make=mlp, **options):
+    """Three epochs with noise from the generator that shuffles.
+
+    ``action`` comes in the middle of a step, or of every step.
+    """
+    rng = np.random.Generator(bits(4))
+    steps = itertools.count(1)
+    model = make()
+
+    def perturb(model, x, y):
+        if next(steps) == at_step or (action and not at_step):
+            action()
+        return x + 0.1 * rng.standard_normal(x.shape).astype(np.float32)
+
+    options = {"epochs": EPOCHS, "batch_size": BATCH} | options
+    history = fit(model, DATA, OPTIMIZERS[kind](model.parameters()), perturb=perturb, rng=rng,
+                  progress=False, **options)  # fmt: skip
+    return outcome(model, history)
+
+
+def crash():
+    raise Crash
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("checkpoint_steps", [None, 1, 3, 4])
+def test_a_crash_at_any_step_changes_no_bit(kind, checkpoint_steps, tmp_path):
+    expected = noisy_run(kind)
+    for at_step in range(1, EPOCHS * STEPS + 1):
+        keep = {"checkpoint": tmp_path / f"{at_step}.npz", "checkpoint_steps": checkpoint_steps}
+        with pytest.raises(Crash):
+            noisy_run(kind, at_step=at_step, action=crash, resume=True, **keep)
+        assert noisy_run(kind, resume=True, **keep) == expected
+
+
+@pytest.mark.parametrize(
+    "bits", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64]
+)
+def test_any_generator_resumes(bits, tmp_path):
+    keep = {"bits": bits, "checkpoint": str(tmp_path / "state.npz"), "checkpoint_steps": 2}
+    with pytest.raises(Crash):
+        noisy_run(at_step=7, action=crash, **keep)
+    assert noisy_run(resume=True, **keep) == noisy_run(bits=bits)
+
+
+def test_resuming_on_a_device(device, tmp_path):
+    def run(**options):
+        model = mlp(device)
+        history = quick_fit(model, 2, **options)
+        return outcome(model, history)
+
+    keep = {"checkpoint": tmp_path / "a.npz", "checkpoint_steps": 3}
+    steps = itertools.count(1)
+    with pytest.raises(Crash):
+        run(perturb=lambda model, x, y: x if next(steps) < 6 else crash(), **keep)
+    assert run(resume=True, **keep) == run()
+
+
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_the_schedule_resumes(make, tmp_path):
+    how = {"make": make, "schedule": optim.cosine(0.05, EPOCHS)}
+    with pytest.raises(Crash):
+        noisy_run(at_step=6, action=crash, checkpoint=tmp_path / "a.npz", **how)
+    assert noisy_run(resume=True, checkpoint=tmp_path / "a.npz", **how) == noisy_run(**how)
+
+
+def test_when_states_are_saved(monkeypatch, tmp_path):
+    saved = []
+    monkeypatch.setattr(
+        train.files, "save_state", lambda path, state: saved.append((state["epoch"], state["step"]))
+    )
+    quick_fit(mlp(), epochs=2, checkpoint=tmp_path / "a.npz")
+    assert saved == [(1, 0), (2, 0)]
+    saved.clear()
+    quick_fit(mlp(), epochs=2, checkpoint=tmp_path / "a.npz", checkpoint_steps=3)
+    assert saved == [(0, 3), (1, 0), (1, 3), (2, 0)]
+
+
+def test_more_epochs_later(tmp_path):
+    path = tmp_path / "a.npz"
+    noisy_run(epochs=1, checkpoint=path)
+    assert noisy_run(epochs=3, checkpoint=path, resume=True) == noisy_run(epochs=3)
+
+
+def test_resuming_a_complete_run_returns_its_history(tmp_path):
+    path = tmp_path / "a.npz"
+    expected = noisy_run(checkpoint=path)
+    assert noisy_run(checkpoint=path, resume=True, at_step=1, action=crash) == expected
+    model = mlp()
+    load_weights(path, model)  # a training state serves as weights, too
+    assert outcome(model, History())[0] == expected[0]
+
+
+def test_without_resume_an_old_state_is_replaced(tmp_path):
+    path = tmp_path / "a.npz"
+    noisy_run(epochs=2, checkpoint=path)
+    assert noisy_run(epochs=1, checkpoint=path) == noisy_run(epochs=1)
+    assert load_state(path)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"batch_size": 15},
+            "'batch_size': 16.*this one has.*'batch_size': 15.*another checkpoint",
+        ),
+        ({"make": cnn}, "belong to another network"),
+        ({"kind": "momentum"}, "belongs to Adam, not to SGD"),
+        ({"bits": np.random.MT19937}, "PCG64|MT19937"),
+    ],
+)
+def test_resuming_with_something_else(options, message, tmp_path):
+    path = tmp_path / "a.npz"
+    noisy_run(checkpoint=path)
+    with pytest.raises(ValueError, match=message):
+        noisy_run(checkpoint=path, resume=True, **options)
+
+
+def test_resuming_with_other_data(tmp_path):
+    path = tmp_path / "a.npz"
+    quick_fit(mlp(), checkpoint=path)
+    less = Dataset("", DATA.x_train[1:], DATA.y_train[1:], DATA.x_test, DATA.y_test, ())
+    with pytest.raises(ValueError, match=r"'examples': 60.*this one has {'examples': 59"):
+        quick_fit(mlp(), checkpoint=path, resume=True, data=less)
+    save_weights(path, mlp())
+    with pytest.raises(ValueError, match="written by a run with None"):
+        quick_fit(mlp(), checkpoint=path, resume=True)
+
+
+def test_resuming_from_a_broken_file(tmp_path):
+    path = tmp_path / "a.npz"
+    quick_fit(mlp(), checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+        quick_fit(mlp(), checkpoint=path, resume=True)
+
+
+# ---- Ctrl-C --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ctrl_c():
+    """What the user's Ctrl-C does; ``fit`` must put the handler back that it found."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    after = signal.signal(signal.SIGINT, before)
+    assert after is signal.default_int_handler
+
+
+@pytest.mark.parametrize("at_step", [1, 4, 6, 12])
+def test_ctrl_c_saves_the_state(ctrl_c, at_step, tmp_path):
+    path = tmp_path / "a.npz"
+    epoch = (at_step - 1) // STEPS
+    message = re.escape(f"stopped in epoch {epoch + 1}: state saved in {path}")
+    with pytest.raises(KeyboardInterrupt, match=message):
+        noisy_run(checkpoint=path, at_step=at_step, action=ctrl_c)
+    state = load_state(path)
+    assert (state["epoch"], state["step"]) == (epoch, at_step - epoch * STEPS)  # it was finished
+    assert noisy_run(checkpoint=path, resume=True) == noisy_run()
+
+
+def test_ctrl_c_without_a_checkpoint(ctrl_c):
+    with pytest.raises(KeyboardInterrupt, match="stopped in epoch 2: no state kept"):
+        noisy_run(at_step=5, action=ctrl_c)
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_ctrl_c_during_the_validation(ctrl_c, epoch, tmp_path):
+    class Interrupted(Module):
+        """Its user has had enough when it is validated the n-th time."""
+
+        def __init__(self):
+            self.net = mlp()
+            self.validations = 0
+
+        def __call__(self, x):
+            if len(x) == len(DATA.x_test):
+                self.validations += 1
+                if self.validations == epoch:
+                    ctrl_c()
+            return self.net(x)
+
+    path = tmp_path / "a.npz"
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after epoch {epoch}: state saved in"):
+        noisy_run(make=Interrupted, checkpoint=path)
+    assert load_state(path)["epoch"] == epoch
+    epoch = None
+    assert noisy_run(make=Interrupted, checkpoint=path, resume=True) == noisy_run(make=Interrupted)
+
+
+def test_a_second_ctrl_c_does_not_wait(ctrl_c, tmp_path):
+    def twice():
+        ctrl_c()
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c()
+        crash()
+
+    with pytest.raises(Crash):
+        noisy_run(at_step=2, action=twice, checkpoint=tmp_path / "a.npz")
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_an_error_puts_the_handler_back(ctrl_c):
+    with pytest.raises(Crash):  # ctrl_c checks the handler at the end
+        noisy_run(at_step=2, action=crash)
+
+
+def test_fit_in_a_thread(ctrl_c):
+    """Only the main thread may handle signals."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(noisy_run()))
+    thread.start()
+    thread.join()
+    assert results == [noisy_run()]
+
+
+# ---- processes that die --------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(os.name != "posix", reason="kills processes as Unix does")
+
+
+def kill_me():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def process_run(folder, moment, count):
+    """In a process of its own: train or go on, and die at the ``count``-th time of ``moment``."""
+    times = itertools.count(1)
+
+    def dying(function):
+        def call(*args):
+            if next(times) == int(count):
+                kill_me()
+            return function(*args)
+
+        return call
+
+    if moment in ("fsync", "replace"):  # a new state is written, but not in its place
+        setattr(os, moment, dying(getattr(os, moment)))
+    if moment == "validation":
+        train.accuracy = dying(train.accuracy)
+    action = {"step": dying(int), "slow": lambda: time.sleep(0.1)}.get(moment)
+    result = noisy_run(action=action, checkpoint=Path(folder) / "state.npz",
+                       checkpoint_steps=2, resume=True)  # fmt: skip
+    Path(folder, "result").write_text(repr(result))
+
+
+def start(folder, moment="never", count=0):
+    here = Path(__file__).parent
+    code = "import sys, test_train; test_train.process_run(*sys.argv[1:])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), moment, str(count)],
+        env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_saves(path, process, count):
+    """Until the file has been replaced ``count`` times, or the process has ended."""
+    before, until = None, time.monotonic() + 60
+    while count > 0 and process.poll() is None and time.monotonic() < until:
+        now = path.stat().st_mtime_ns if path.exists() else None
+        if now != before:
+            before, count = now, count - 1
+        time.sleep(0.002)
+
+
+def end_of(process):
+    """How the process ended, and what it said."""
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def assert_finished(folder):
+    """The run comes to its end, and that is the end of a run without interruptions."""
+    process = start(folder)
+    assert end_of(process) == (0, "")
+    assert (folder / "result").read_text() == repr(noisy_run())
+
+
+@posix
+def test_killed_at_many_moments(tmp_path):
+    # States are written at every second step and after each epoch's validation. Each line: the
+    # moment, which one of its kind in that process, and the epoch and step that are safe by then.
+    for moment, count, safe in [
+        ("step", 2, None),
+        ("fsync", 2, (0, 2)),
+        ("replace", 1, (0, 2)),
+        ("step", 4, (1, 0)),
+        ("validation", 1, (1, 4)),
+        ("fsync", 2, (2, 0)),
+        ("validation", 1, (2, 4)),
+        ("replace", 1, (2, 4)),
+    ]:
+        code, errors = end_of(start(tmp_path, moment, count))
+        assert code == -signal.SIGKILL, errors
+        state = load_state(tmp_path / "state.npz") if safe else None
+        assert safe is None or (state["epoch"], state["step"]) == safe
+    assert_finished(tmp_path)
+
+
+@posix
+def test_killed_from_outside(tmp_path):
+    for saves in itertools.count(2):  # one of them is there already, after the first time
+        process = start(tmp_path, "slow")
+        wait_for_saves(tmp_path / "state.npz", process, saves)
+        process.kill()
+        code, errors = end_of(process)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, errors
+    assert saves > 3  # so it was killed twice at least
+    assert_finished(tmp_path)
+
+
+@posix
+def test_ctrl_c_from_outside(tmp_path):
+    path = tmp_path / "state.npz"
+    process = start(tmp_path, "slow")
+    wait_for_saves(path, process, 2)
+    process.send_signal(signal.SIGINT)
+    code, errors = end_of(process)
+    assert code == -signal.SIGINT
+    message = rf"KeyboardInterrupt: stopped .* epoch \d: state saved in {re.escape(str(path))}"
+    assert re.search(message, errors)
+    assert_finished(tmp_path)

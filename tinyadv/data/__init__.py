@@ -1,0 +1,116 @@
+"""Datasets: images in [0, 1] with labels, and the batches that training and attacks go through.
+
+``glyphs`` needs no download; ``python -m tinyadv.data mnist fashion cifar10`` fetches the others
+beforehand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyadv.backend import array_module
+from tinyadv.data import download, glyphs
+from tinyadv.data.readers import DataError
+
+__all__ = ["NAMES", "DataError", "Dataset", "batches", "cache_folder", "data_folder", "load"]
+
+NAMES = ("glyphs", *download.SOURCES)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images, split into training and test.
+
+    Images are float32 arrays (N, C, H, W), C-contiguous, with values from 0 to 1; labels are int64
+    arrays (N,) that index ``classes``.
+    """
+
+    name: str
+    x_train: np.ndarray = field(repr=False)
+    y_train: np.ndarray = field(repr=False)
+    x_test: np.ndarray = field(repr=False)
+    y_test: np.ndarray = field(repr=False)
+    classes: tuple[str, ...]
+
+
+def load(name: str, folder: str | os.PathLike[str] | None = None) -> Dataset:
+    """A dataset by name, downloaded or made the first time.
+
+    Parameters
+    ----------
+    name : {"glyphs", "mnist", "fashion", "cifar10"}
+        10,000 + 2,000 distorted printed digits (28×28, no download); 60,000 + 10,000 handwritten
+        digits, or pieces of clothing (28×28 both); 50,000 + 10,000 photographs (3×32×32).
+    folder : path, optional
+        Where its files are, in a folder of its own name; see ``data_folder``.
+
+    Raises
+    ------
+    ValueError
+        If there is no dataset of that name.
+    DataError
+        If a file cannot be downloaded, or is not what it should be.
+    """
+    if name not in NAMES:
+        raise ValueError(f"name must be one of {NAMES}, got {name!r}")
+    if name == "glyphs":
+        # Not in $TINYADV_DATA: what is made here can be made again, and that folder may be shared.
+        arrays, classes = glyphs.load(Path(folder or cache_folder())), glyphs.CLASSES
+    else:
+        arrays, classes = download.load(name, data_folder(folder)), download.SOURCES[name].classes
+    for split in ("x_train", "x_test"):  # from bytes, 0 to 255, to float32, 0 to 1
+        arrays[split] = np.divide(arrays[split], np.float32(255), dtype=np.float32, order="C")
+    return Dataset(name, **arrays, classes=classes)
+
+
+def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """``folder``, or else ``$TINYADV_DATA``, or else the platform's cache folder."""
+    return Path(folder or os.environ.get("TINYADV_DATA") or cache_folder()).expanduser()
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: ``$TINYADV_CACHE``, or the platform's folder."""
+    folder = os.environ.get("TINYADV_CACHE")
+    if not folder:
+        import pooch
+
+        folder = pooch.os_cache("tinyadv")
+    return Path(folder).expanduser()
+
+
+def batches(
+    x: Any, y: Any, batch_size: int, rng: np.random.Generator | int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Go through ``x`` and ``y`` once, ``batch_size`` examples at a time.
+
+    Parameters
+    ----------
+    x, y : arrays (N, ...) of either backend
+    batch_size : int
+        The last batch has what is left.
+    rng : numpy.random.Generator or int, optional
+        Shuffles; without it the order is kept, and the batches are views.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` and ``y`` have different lengths, or ``batch_size`` is below 1.
+    """
+    n = x.shape[0]
+    if y.shape[0] != n:
+        raise ValueError(f"x and y must have the same length, got {n} and {y.shape[0]}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    slices = (slice(i, i + batch_size) for i in range(0, n, batch_size))
+    if rng is None:
+        return ((x[part], y[part]) for part in slices)
+    # Shuffled on the host, so that both backends see the same order, and moved once.
+    order = np.random.default_rng(rng).permutation(n)
+    x_order, y_order = array_module(x).asarray(order), array_module(y).asarray(order)
+    return ((x[x_order[part]], y[y_order[part]]) for part in slices)
