@@ -63,8 +63,14 @@ def binary(a, b):
     def case(draw):
         number = draw(st.sampled_from(["neither", "neither", "a", "b"]))
         left, right = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3)).input_shapes
-        left, right = a(draw, () if number == "a" else left), b(draw, () if number == "b" else right)
-        return (float(left) if number == "a" else left, float(right) if number == "b" else right), {}
+        left, right = (
+            a(draw, () if number == "a" else left),
+            b(draw, () if number == "b" else right),
+        )
+        return (
+            float(left) if number == "a" else left,
+            float(right) if number == "b" else right,
+        ), {}
 
     return case
 
@@ -144,6 +150,15 @@ def dense(draw):
     return (anything(draw, (n, i)), anything(draw, (o, i)), *b), {}
 
 
+def dense_adjoint(face):
+    def case(draw):
+        (x, w, *_), _ = dense(draw)
+        g = anything(draw, (len(x), len(w)))
+        return ((g, w) if face == "dx" else (x, g)), {}
+
+    return case
+
+
 def index(draw, shape):
     """Slices, integers, Ellipsis and None; or integer arrays, which may repeat themselves."""
     if not shape or draw(st.booleans()):
@@ -170,8 +185,15 @@ def concatenate(draw):
     shape = draw(hnp.array_shapes(max_dims=3, max_side=3))
     axis = axis_of(draw, len(shape), several=False)
     lengths = draw(st.lists(SIDES, min_size=1, max_size=3))
-    shapes = [tuple(np.where(np.arange(len(shape)) == axis % len(shape), n, shape)) for n in lengths]
+    shapes = [
+        tuple(np.where(np.arange(len(shape)) == axis % len(shape), n, shape)) for n in lengths
+    ]
     return tuple(anything(draw, s) for s in shapes), {"axis": axis}
+
+
+def join(draw):
+    lengths, rest = draw(st.lists(SIDES, min_size=1, max_size=3)), draw(SHAPES)
+    return tuple(anything(draw, (n, *rest)) for n in lengths), {}
 
 
 def either(draw, pair):
@@ -205,7 +227,11 @@ def convolution(face):
         if face == "conv2d":
             b = [anything(draw, (o,))] if draw(st.booleans()) else []
             return (x, w, *b), how
-        return ((g, w), how | {"size": size}) if face == "dx" else ((x, g), how | {"kernel_size": kernel})
+        return (
+            ((g, w), how | {"size": size})
+            if face == "dx"
+            else ((x, g), how | {"kernel_size": kernel})
+        )
 
     return case
 
@@ -263,9 +289,12 @@ CASES = {
     "log_softmax": along_axis,
     "_matmul": matmul,
     "dense": dense,
+    "dense_dx": dense_adjoint("dx"),
+    "dense_dw": dense_adjoint("dw"),
     "getitem": getitem,
     "put_at": put_at,
     "_concatenate": concatenate,
+    "join": join,
     "conv2d": convolution("conv2d"),
     "conv2d_dx": convolution("dx"),
     "conv2d_dw": convolution("dw"),
@@ -276,14 +305,15 @@ CASES = {
     "avg_pool2d_dx": pooling("average's adjoint"),
 }
 
-# Linear in these arguments, taken together: (0, 2) and (1, 2) for x wᵀ + b. None: in all.
+# What is linear, and in which arguments: in each alone, in some together, in all together.
+FIRST, EACH, ALL = ((0,),), ((0,), (1,)), (range(9),)
 LINEAR = {
-    **dict.fromkeys("add subtract negative _concatenate".split(), [None]),
-    **dict.fromkeys("reshape transpose broadcast_to astype sum getitem put_at".split(), [(0,)]),
-    **dict.fromkeys("divide avg_pool2d avg_pool2d_dx pool_take pool_put".split(), [(0,)]),
-    **dict.fromkeys("multiply _matmul conv2d_dx conv2d_dw".split(), [(0,), (1,)]),
-    **dict.fromkeys("dense conv2d".split(), [(0, 2), (1, 2)]),
-    "where": [(1, 2)],
+    **dict.fromkeys("reshape transpose broadcast_to astype sum getitem put_at".split(), FIRST),
+    **dict.fromkeys("divide avg_pool2d avg_pool2d_dx pool_take pool_put".split(), FIRST),
+    **dict.fromkeys("multiply _matmul dense_dx dense_dw conv2d_dx conv2d_dw".split(), EACH),
+    **dict.fromkeys("add subtract negative _concatenate join".split(), ALL),
+    **dict.fromkeys("dense conv2d".split(), ((0, 2), (1, 2))),  # x wᵀ + b: in x and b, w and b
+    "where": ((1, 2),),
 }
 
 
@@ -461,7 +491,7 @@ def test_gradients_of_linear_operations_are_adjoints(name, data):
         parts = [
             (g * x).sum()
             for i, g, x in zip(call.places, gradients, call.inputs, strict=True)
-            if together is None or i in together
+            if i in together
         ]
         np.testing.assert_allclose(sum(parts), (u * y).sum(), rtol=1e-11, atol=1e-11)
 

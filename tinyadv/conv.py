@@ -30,13 +30,11 @@ from itertools import product
 from tinyadv import ops
 from tinyadv.backend import array_module
 from tinyadv.tensor import _value, defvjp, primitive
+from tinyadv.threads import cut, in_threads
 
-# Copied windows take kh·kw times the memory of the images, so they are made for a few rows of
+# Copied windows take kh·kw times the memory of the images, so a thread makes them for a few rows of
 # output at a time: few enough to stay in the processor's cache until they have been multiplied.
 BLOCK_BYTES = 1 << 20
-# Where windows are added up, each block takes kh·kw additions, too short for two threads to take
-# turns at if the blocks are small; only the memory sets a limit here.
-SUM_BLOCK_BYTES = 1 << 24
 
 
 def _pair(value, name: str, least: int) -> tuple[int, int]:
@@ -99,12 +97,11 @@ def _by_rows(windows):  # (C, kh, kw, P, Q, N) -> (P, C·kh·kw, Q·N), a view
     return windows.reshape(c * kh * kw, p, q * n).transpose(1, 0, 2)
 
 
-def _row_blocks(windows, limit: int) -> Iterator[slice]:
-    """Slices of output rows whose copied windows fit into ``limit`` bytes (one row at least)."""
-    rows = windows.shape[3]
-    step = max(1, limit * rows // max(1, windows.size * windows.itemsize))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def _row_blocks(rows: slice, bytes_per_row: int) -> Iterator[slice]:
+    """``rows`` in blocks whose copied windows fit into ``BLOCK_BYTES``, one row at least each."""
+    step = max(1, BLOCK_BYTES // max(1, bytes_per_row))
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))
 
 
 # -------------------------------------------------------------------------------- convolution
@@ -140,16 +137,19 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     o, _, *kernel = w.shape
     for i, axis in enumerate(("height", "width")):
         _count(x.shape[2 + i], kernel[i], stride[i], padding[i], axis)
+    xp, filters = array_module(x), w.reshape(o, -1)  # (O, C·kh·kw)
     windows = _windows(_padded(_channels_first(x), padding), kernel, stride)
-    filters = w.reshape(o, -1)  # (O, C·kh·kw)
-    xp = array_module(x)
     y = xp.empty((o, *windows.shape[3:]), x.dtype)  # (O, P, Q, N)
     y_rows = y.reshape(o, y.shape[1], -1).transpose(1, 0, 2)  # (P, O, Q·N), a view
-    for rows in _row_blocks(windows, BLOCK_BYTES):
-        columns = _by_rows(windows[:, :, :, rows].copy())  # (p, C·kh·kw, Q·N)
-        xp.matmul(filters, columns, out=y_rows[rows])
+
+    def multiply(rows):
+        for block in _row_blocks(rows, windows[:, :, :, 0].nbytes):
+            columns = _by_rows(windows[:, :, :, block].copy())  # (p, C·kh·kw, Q·N)
+            xp.matmul(filters, columns, out=y_rows[block])
         if b is not None:
             y[:, rows] += b.reshape(o, 1, 1, 1)
+
+    in_threads(multiply, cut(y.shape[1], windows.size * o, xp))
     return _examples_first(y)
 
 
@@ -169,17 +169,26 @@ def conv2d_dx(g, w, *, size, stride=1, padding=0):
     (N, C, H, W)
     """
     (sh, sw), (ph, pw) = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
-    (o, c, kh, kw), (n, _, _, q), (h, wd) = w.shape, g.shape, size
+    (o, c, kh, kw), (n, _, p, q), (h, wd) = w.shape, g.shape, size
     xp, filters = array_module(g), w.reshape(o, -1).T  # (C·kh·kw, O)
     g = _channels_first(g)  # (O, P, Q, N)
-    x = xp.zeros((c, h + 2 * ph, wd + 2 * pw, n), g.dtype)
-    windows = _windows(x, (kh, kw), (sh, sw))  # (C, kh, kw, P, Q, N), overlapping views of x
-    for rows in _row_blocks(windows, SUM_BLOCK_BYTES):
-        columns = filters @ g.reshape(o, -1, q * n).transpose(1, 0, 2)[rows]  # (p, C·kh·kw, Q·N)
+    g_rows = g.reshape(o, p, q * n).transpose(1, 0, 2)  # (P, O, Q·N), a view
+
+    def add_up(rows):
+        """What these rows of g add to the images, and to which of their rows."""
+        into = slice(rows.start * sh, (rows.stop - 1) * sh + kh)
+        part = xp.zeros((c, into.stop - into.start, wd + 2 * pw, n), g.dtype)
+        windows = _windows(part, (kh, kw), (sh, sw))  # (C, kh, kw, p, Q, N), overlapping views
+        columns = filters @ g_rows[rows]  # (p, C·kh·kw, Q·N)
         columns = columns.reshape(-1, c, kh, kw, q, n).transpose(1, 2, 3, 0, 4, 5)
         # For one (i, j) the windows do not overlap, so each can be added as a whole.
         for i, j in product(range(kh), range(kw)):
-            windows[:, i, j, rows] += columns[:, i, j]
+            windows[:, i, j] += columns[:, i, j]
+        return into, part
+
+    x = xp.zeros((c, h + 2 * ph, wd + 2 * pw, n), g.dtype)
+    for into, part in in_threads(add_up, cut(p, g.size * filters.shape[0], xp)):
+        x[:, into] += part
     return _examples_first(x[:, ph : ph + h, pw : pw + wd])
 
 
@@ -201,11 +210,16 @@ def conv2d_dw(x, g, *, kernel_size, stride=1, padding=0):
     xp, c, o = array_module(x), x.shape[1], g.shape[1]
     windows = _windows(_padded(_channels_first(x), padding), kernel_size, stride)
     g = _channels_first(g)  # (O, P, Q, N)
-    w = xp.zeros((c * kernel_size[0] * kernel_size[1], o), x.dtype)  # (C·kh·kw, O)
-    for rows in _row_blocks(windows, BLOCK_BYTES):
-        columns = _by_rows(windows[:, :, :, rows].copy())  # (p, C·kh·kw, Q·N)
-        g_rows = g[:, rows].reshape(o, rows.stop - rows.start, -1).transpose(1, 2, 0)
-        w += (columns @ g_rows).sum(0)  # (p, C·kh·kw, Q·N) @ (p, Q·N, O), added up over rows
+    g_rows = g.reshape(o, g.shape[1], -1).transpose(1, 2, 0)  # (P, Q·N, O), a view
+
+    def multiply(rows):
+        w = 0.0
+        for block in _row_blocks(rows, windows[:, :, :, 0].nbytes):
+            columns = _by_rows(windows[:, :, :, block].copy())  # (p, C·kh·kw, Q·N)
+            w = w + (columns @ g_rows[block]).sum(0)  # (C·kh·kw, O)
+        return w
+
+    w = sum(in_threads(multiply, cut(g.shape[1], windows.size * o, xp)))
     return w.T.reshape(o, c, *kernel_size)
 
 

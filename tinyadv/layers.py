@@ -146,9 +146,6 @@ class Sequential(Module):
         return ((str(i), layer) for i, layer in enumerate(self.layers))
 
     def __call__(self, x):
-        return ops.by_examples(self._apply, x)
-
-    def _apply(self, x):
         for layer in self.layers:
             x = layer(x)
         return x

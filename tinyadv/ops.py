@@ -12,14 +12,13 @@ from here as well (``ops.conv2d`` …).
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import numpy as np
 
 from tinyadv.backend import array_module
-from tinyadv.tensor import BRANCHING, Array, Tensor, _value, defvjp, primitive
-from tinyadv.threads import in_threads
+from tinyadv.tensor import Array, Tensor, _value, defvjp, primitive
+from tinyadv.threads import product
 
 # -------------------------------------------------------------------------- shape and dtype, first
 
@@ -155,7 +154,7 @@ def power(a, b):
 
 def _power_base(g, y, a, b):
     # b·aᵇ⁻¹, where b = 0 must give 0 even at a = 0.
-    if isinstance(b, (int, float)):
+    if isinstance(b, (int, float, np.generic)):
         return _fit(g * (b * a ** (b - 1)), a) if b != 0 else g * 0.0
     is_zero = b == 0
     return _fit(g * (b * a ** where(is_zero, b + 1, b - 1)), a)
@@ -409,7 +408,7 @@ def dense(x, w, b=None):  # (N, I), (O, I), (O,) -> (N, O)
     ``x`` may be stored example by example or, as convolutions leave it, feature by feature. The
     result is stored in the same way, and so stays what the next layer reads fastest.
     """
-    y = (w @ x.T).T if x.flags.f_contiguous else x @ w.T
+    y = product(w, x.T).T if x.flags.f_contiguous else product(x, w.T)
     if b is not None:
         y += b
     return y
@@ -418,13 +417,13 @@ def dense(x, w, b=None):  # (N, I), (O, I), (O,) -> (N, O)
 @primitive
 def dense_dx(g, w):  # (N, O), (O, I) -> (N, I)
     """g w: what flows back to the inputs."""
-    return (w.T @ g.T).T if g.flags.f_contiguous else g @ w
+    return product(w.T, g.T).T if g.flags.f_contiguous else product(g, w)
 
 
 @primitive
 def dense_dw(x, g):  # (N, I), (N, O) -> (O, I)
     """gᵀ x: what flows back to the weights."""
-    return g.T @ x
+    return product(g.T, x)
 
 
 defvjp(
@@ -495,47 +494,9 @@ def concatenate(arrays: Sequence[Array | Tensor], axis: int = 0):
     return _concatenate(*arrays, axis=axis)
 
 
-@primitive
-def join(*pieces):
-    """The pieces of a batch, computed side by side, as one: concatenation along axis 0.
-
-    Tells ``grad`` that the way back through the pieces can be taken side by side as well.
-    """
-    return array_module(*pieces).concatenate(pieces)
-
-
-defvjp(join, variadic=lambda i, g, y, *pieces: _concatenate_rule(i, g, y, *pieces, axis=0))
-BRANCHING.add(join)
-
-
-def by_examples(f: Callable, x: Array | Tensor, least: int = 16):
-    """``f(x)``, the batch cut into pieces that several cores work on.
-
-    Parameters
-    ----------
-    f : function
-        Treats each example on its own: f of a piece is that piece of f of the whole.
-    x : (N, …)
-    least : int
-        A batch with fewer examples is left whole.
-
-    Returns
-    -------
-    (N, …), what ``f(x)`` would return
-    """
-    n = x.shape[0]
-    if n < least or array_module(_value(x)) is not np:
-        return f(x)
-    # Two pieces at least, of 64 examples at most: large enough to outweigh the cost of a thread,
-    # small enough for the caches.
-    count = 2 * -(-n // 128)
-    edges = [n * i // count for i in range(count + 1)]
-    return join(*in_threads(lambda piece: f(x[piece]), [slice(*edge) for edge in pairwise(edges)]))
-
-
 def stack(arrays: Sequence[Array | Tensor], axis: int = 0):
     """The arrays, all of one shape, side by side along a new axis."""
-    axis = axis + arrays[0].ndim + 1 if axis < 0 else axis
+    axis = range(arrays[0].ndim + 1)[axis]  # never negative, and an error if there is no such axis
     shape = arrays[0].shape[:axis] + (1,) + arrays[0].shape[axis:]
     return _concatenate(*[reshape(x, shape) for x in arrays], axis=axis)
 

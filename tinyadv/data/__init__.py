@@ -75,7 +75,7 @@ def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: ``$TINYADV_CACHE``, or the platform's folder."""
+    """Where things are kept that can be made again: ``$TINYADV_CACHE``, or the platform's."""
     folder = os.environ.get("TINYADV_CACHE")
     if not folder:
         import pooch
