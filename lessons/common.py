@@ -47,6 +47,7 @@ STYLE = {
     "savefig.dpi": 200,
     "font.size": 11,
     "axes.titlesize": 12,
+    "figure.titlesize": 12,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -270,3 +271,39 @@ def cached_model(key: dict, build: Callable, train: Callable):
     except OSError as error:
         print(f"the trained network could not be kept: {error}", file=sys.stderr)
     return model
+
+
+def train_cnn(model, data: tinyadv.data.Dataset, epochs: int, seed: int) -> tinyadv.train.History:
+    """The training of lesson 02, and of the slides: RMSprop with Keras's defaults, batches of 128.
+
+    Parameters
+    ----------
+    model : Module
+        Trained in place.
+    data : Dataset
+    epochs : int
+        10 in the slides.
+    seed : int
+        Of the shuffling.
+    """
+    rmsprop = tinyadv.optim.RMSprop(model.parameters())
+    return tinyadv.fit(model, data, rmsprop, epochs, batch_size=128, rng=seed)
+
+
+def trained_cnn(args, data: tinyadv.data.Dataset):
+    """The network of lesson 02, trained once for each data set, seed and backend, and then kept."""
+    epochs = 3 if args.quick else 10
+
+    def build():
+        return tinyadv.models.slides_cnn(args.seed).to(args.backend)
+
+    key = {
+        "network": "slides_cnn",
+        "training": "train_cnn",
+        "data": data.name,
+        "images": len(data.x_train),
+        "epochs": epochs,
+        "seed": args.seed,
+        "backend": args.backend,
+    }
+    return cached_model(key, build, lambda model: train_cnn(model, data, epochs, args.seed))

@@ -22,7 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tinyadv.data import NAMES, DataError, Dataset, batches, cache_folder, data_folder, download, glyphs, load
+from tinyadv.data import (
+    NAMES,
+    DataError,
+    Dataset,
+    batches,
+    cache_folder,
+    data_folder,
+    download,
+    glyphs,
+    load,
+)
 from tinyadv.data.__main__ import main
 from tinyadv.data.readers import parse_cifar10, parse_idx, read_cifar10, unpack
 

@@ -61,16 +61,14 @@ def binary(a, b):
     """Two arrays that broadcast, or an array and a Python number on either side."""
 
     def case(draw):
-        number = draw(st.sampled_from(["neither", "neither", "a", "b"]))
-        left, right = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3)).input_shapes
-        left, right = (
-            a(draw, () if number == "a" else left),
-            b(draw, () if number == "b" else right),
-        )
-        return (
-            float(left) if number == "a" else left,
-            float(right) if number == "b" else right,
-        ), {}
+        shapes = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3)).input_shapes
+        left, right = a(draw, shapes[0]), b(draw, shapes[1])
+        number = draw(st.sampled_from(["neither", "neither", "left", "right"]))
+        if number == "left":
+            left = float(a(draw, ()))
+        if number == "right":
+            right = float(b(draw, ()))
+        return (left, right), {}
 
     return case
 
@@ -219,19 +217,14 @@ def convolution(face):
             for s, k, d, p in zip(size, kernel, stride, padding, strict=True)
         )
         x, w = anything(draw, (n, c, *size)), anything(draw, (o, c, *kernel))
-        g, how = anything(draw, (n, o, *out)), {}
-        if draw(st.booleans()):
-            how = {"stride": either(draw, stride), "padding": either(draw, padding)}
-        else:
-            how = {"stride": stride, "padding": padding}
+        g = anything(draw, (n, o, *out))
+        how = {"stride": either(draw, stride), "padding": either(draw, padding)}
         if face == "conv2d":
             b = [anything(draw, (o,))] if draw(st.booleans()) else []
             return (x, w, *b), how
-        return (
-            ((g, w), how | {"size": size})
-            if face == "dx"
-            else ((x, g), how | {"kernel_size": kernel})
-        )
+        if face == "dx":
+            return (g, w), how | {"size": size}
+        return (x, g), how | {"kernel_size": kernel}
 
     return case
 

@@ -215,8 +215,16 @@ def test_promotion(xp, a, other, dtype):
 
 
 def test_results_are_c_contiguous(xp, a):
-    for result in (a.T + 1, xp.exp(a.T), xp.where(a.T > 1, a.T, 0), a.T.copy(), a.T > 1,
-                   xp.clip(a.T, 0, 1), a.T[xp.asarray([0, 1])], xp.asarray(HOST[::2].T)):
+    for result in (
+        a.T + 1,
+        xp.exp(a.T),
+        xp.where(a.T > 1, a.T, 0),
+        a.T.copy(),
+        a.T > 1,
+        xp.clip(a.T, 0, 1),
+        a.T[xp.asarray([0, 1])],
+        xp.asarray(HOST[::2].T),
+    ):
         assert result.flags.c_contiguous
     assert not a.T.flags.c_contiguous and a.T.flags.f_contiguous
 
@@ -224,8 +232,19 @@ def test_results_are_c_contiguous(xp, a):
 def test_views_and_themselves(xp, a):
     assert xp.asarray(a) is a and a.astype(a.dtype, copy=False) is a
     assert xp.ascontiguousarray(a) is a and a.astype(a.dtype) is not a
-    for view in (a.reshape(4, 3), a.T, a[1:], a[::-1], a.view(xp.int32), xp.expand_dims(a, 0),
-                 xp.moveaxis(a, 0, 1), a.ravel(), a.squeeze(), xp.flip(a), xp.split(a, 3)[0]):
+    for view in (
+        a.reshape(4, 3),
+        a.T,
+        a[1:],
+        a[::-1],
+        a.view(xp.int32),
+        xp.expand_dims(a, 0),
+        xp.moveaxis(a, 0, 1),
+        a.ravel(),
+        a.squeeze(),
+        xp.flip(a),
+        xp.split(a, 3)[0],
+    ):
         assert xp.may_share_memory(a, view)
     tile = xp.lib.stride_tricks.as_strided(a, shape=(2, 2, 2), strides=(16, 4, 4))
     tile[0, 1, 1] = 50
@@ -388,8 +407,11 @@ def disagreements(ours, theirs):
     p = inspect.Parameter
     kinds = [q.kind for q in theirs.parameters.values()]
     by_position = [q.name for q in theirs.parameters.values() if q.kind <= p.POSITIONAL_OR_KEYWORD]
-    by_name = {q.name for q in theirs.parameters.values()
-               if q.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    by_name = {
+        q.name
+        for q in theirs.parameters.values()
+        if q.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
     for i, q in enumerate(ours.parameters.values()):
         if q.kind <= p.POSITIONAL_OR_KEYWORD and p.VAR_POSITIONAL not in kinds:
             if i >= len(by_position):
@@ -416,8 +438,11 @@ def test_signatures_are_shared(package):
         compared += 1
         assert not list(disagreements(ours, theirs)), (name, str(ours), str(theirs))
     assert compared > 70
-    assert not [name for name in strict_cupy._names if not name.startswith("_")
-                and not hasattr(module, name)]
+    assert not [
+        name
+        for name in strict_cupy._names
+        if not name.startswith("_") and not hasattr(module, name)
+    ]
     # strides and the like are attributes of an array: of the class, for the methods
     methods = strict_cupy._METHODS.split() + list(strict_cupy._OWN_METHODS)
     assert not [name for name in methods if not hasattr(module.ndarray, name)]

@@ -30,11 +30,12 @@ from itertools import product
 from tinyadv import ops
 from tinyadv.backend import array_module
 from tinyadv.tensor import _value, defvjp, primitive
-from tinyadv.threads import cut, in_threads
+from tinyadv.threads import one_blas_thread
 
-# Copied windows take kh·kw times the memory of the images, so a thread makes them for a few rows of
-# output at a time: few enough to stay in the processor's cache until they have been multiplied.
-BLOCK_BYTES = 1 << 20
+# Copied windows take kh·kw times the memory of the images, so they are made for a few rows of
+# output at a time: few enough not to fill the processor's cache, and many enough for the work on
+# them to outweigh the calls.
+BLOCK_BYTES = 1 << 22
 
 
 def _pair(value, name: str, least: int) -> tuple[int, int]:
@@ -91,23 +92,26 @@ def _by_rows(windows):  # (C, kh, kw, P, Q, N) -> (P, C·kh·kw, Q·N), a view
     """Copied windows as one matrix for each row of output.
 
     A product for each row, all in one call, is up to three times as fast as a single product over
-    all rows: what a BLAS reads again then still lies in the cache.
+    all rows: what a BLAS reads again then still lies in the cache. The products are too small for
+    a BLAS to share them out over several threads, hence ``one_blas_thread``.
     """
     c, kh, kw, p, q, n = windows.shape
     return windows.reshape(c * kh * kw, p, q * n).transpose(1, 0, 2)
 
 
-def _row_blocks(rows: slice, bytes_per_row: int) -> Iterator[slice]:
-    """``rows`` in blocks whose copied windows fit into ``BLOCK_BYTES``, one row at least each."""
-    step = max(1, BLOCK_BYTES // max(1, bytes_per_row))
-    for start in range(rows.start, rows.stop, step):
-        yield slice(start, min(start + step, rows.stop))
+def _row_blocks(windows) -> Iterator[slice]:
+    """Slices of output rows whose copied windows fit into ``BLOCK_BYTES``, one row at least."""
+    rows = windows.shape[3]
+    step = max(1, BLOCK_BYTES * rows // max(1, windows.size * windows.itemsize))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 # -------------------------------------------------------------------------------- convolution
 
 
 @primitive
+@one_blas_thread
 def conv2d(x, w, b=None, *, stride=1, padding=0):
     """Two-dimensional convolution (cross-correlation, as in every deep-learning library).
 
@@ -137,23 +141,21 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     o, _, *kernel = w.shape
     for i, axis in enumerate(("height", "width")):
         _count(x.shape[2 + i], kernel[i], stride[i], padding[i], axis)
-    xp, filters = array_module(x), w.reshape(o, -1)  # (O, C·kh·kw)
     windows = _windows(_padded(_channels_first(x), padding), kernel, stride)
+    filters = w.reshape(o, -1)  # (O, C·kh·kw)
+    xp = array_module(x)
     y = xp.empty((o, *windows.shape[3:]), x.dtype)  # (O, P, Q, N)
     y_rows = y.reshape(o, y.shape[1], -1).transpose(1, 0, 2)  # (P, O, Q·N), a view
-
-    def multiply(rows):
-        for block in _row_blocks(rows, windows[:, :, :, 0].nbytes):
-            columns = _by_rows(windows[:, :, :, block].copy())  # (p, C·kh·kw, Q·N)
-            xp.matmul(filters, columns, out=y_rows[block])
+    for rows in _row_blocks(windows):
+        columns = _by_rows(windows[:, :, :, rows].copy())  # (p, C·kh·kw, Q·N)
+        xp.matmul(filters, columns, out=y_rows[rows])
         if b is not None:
             y[:, rows] += b.reshape(o, 1, 1, 1)
-
-    in_threads(multiply, cut(y.shape[1], windows.size * o, xp))
     return _examples_first(y)
 
 
 @primitive
+@one_blas_thread
 def conv2d_dx(g, w, *, size, stride=1, padding=0):
     """The adjoint of :func:`conv2d` for its images; also known as transposed convolution.
 
@@ -171,28 +173,21 @@ def conv2d_dx(g, w, *, size, stride=1, padding=0):
     (sh, sw), (ph, pw) = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
     (o, c, kh, kw), (n, _, p, q), (h, wd) = w.shape, g.shape, size
     xp, filters = array_module(g), w.reshape(o, -1).T  # (C·kh·kw, O)
-    g = _channels_first(g)  # (O, P, Q, N)
-    g_rows = g.reshape(o, p, q * n).transpose(1, 0, 2)  # (P, O, Q·N), a view
-
-    def add_up(rows):
-        """What these rows of g add to the images, and to which of their rows."""
-        into = slice(rows.start * sh, (rows.stop - 1) * sh + kh)
-        part = xp.zeros((c, into.stop - into.start, wd + 2 * pw, n), g.dtype)
-        windows = _windows(part, (kh, kw), (sh, sw))  # (C, kh, kw, p, Q, N), overlapping views
+    g_rows = _channels_first(g).reshape(o, p, q * n).transpose(1, 0, 2)  # (P, O, Q·N), a view
+    x = xp.zeros((c, h + 2 * ph, wd + 2 * pw, n), g.dtype)
+    windows = _windows(x, (kh, kw), (sh, sw))  # (C, kh, kw, P, Q, N), overlapping views of x
+    for rows in _row_blocks(windows):
         columns = filters @ g_rows[rows]  # (p, C·kh·kw, Q·N)
-        columns = columns.reshape(-1, c, kh, kw, q, n).transpose(1, 2, 3, 0, 4, 5)
+        columns = columns.reshape(len(columns), c, kh, kw, q, n)
+        columns = columns.transpose(1, 2, 3, 0, 4, 5)  # (C, kh, kw, p, Q, N)
         # For one (i, j) the windows do not overlap, so each can be added as a whole.
         for i, j in product(range(kh), range(kw)):
-            windows[:, i, j] += columns[:, i, j]
-        return into, part
-
-    x = xp.zeros((c, h + 2 * ph, wd + 2 * pw, n), g.dtype)
-    for into, part in in_threads(add_up, cut(p, g.size * filters.shape[0], xp)):
-        x[:, into] += part
+            windows[:, i, j, rows] += columns[:, i, j]
     return _examples_first(x[:, ph : ph + h, pw : pw + wd])
 
 
 @primitive
+@one_blas_thread
 def conv2d_dw(x, g, *, kernel_size, stride=1, padding=0):
     """The adjoint of :func:`conv2d` for its filters.
 
@@ -209,17 +204,11 @@ def conv2d_dw(x, g, *, kernel_size, stride=1, padding=0):
     stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
     xp, c, o = array_module(x), x.shape[1], g.shape[1]
     windows = _windows(_padded(_channels_first(x), padding), kernel_size, stride)
-    g = _channels_first(g)  # (O, P, Q, N)
-    g_rows = g.reshape(o, g.shape[1], -1).transpose(1, 2, 0)  # (P, Q·N, O), a view
-
-    def multiply(rows):
-        w = 0.0
-        for block in _row_blocks(rows, windows[:, :, :, 0].nbytes):
-            columns = _by_rows(windows[:, :, :, block].copy())  # (p, C·kh·kw, Q·N)
-            w = w + (columns @ g_rows[block]).sum(0)  # (C·kh·kw, O)
-        return w
-
-    w = sum(in_threads(multiply, cut(g.shape[1], windows.size * o, xp)))
+    g_rows = _channels_first(g).reshape(o, g.shape[2], -1).transpose(1, 2, 0)  # (P, Q·N, O)
+    w = xp.zeros((c * kernel_size[0] * kernel_size[1], o), x.dtype)  # (C·kh·kw, O)
+    for rows in _row_blocks(windows):
+        columns = _by_rows(windows[:, :, :, rows].copy())  # (p, C·kh·kw, Q·N)
+        w += (columns @ g_rows[rows]).sum(0)  # added up over rows
     return w.T.reshape(o, c, *kernel_size)
 
 

@@ -146,6 +146,12 @@ class Sequential(Module):
         return ((str(i), layer) for i, layer in enumerate(self.layers))
 
     def __call__(self, x):
+        # Convolution and pooling use one core; products of matrices use all by themselves.
+        if any(isinstance(layer, Conv2d) for layer in self.layers):
+            return ops.by_examples(self._apply, x)
+        return self._apply(x)
+
+    def _apply(self, x):
         for layer in self.layers:
             x = layer(x)
         return x

@@ -71,8 +71,8 @@ def cross_entropy(logits, labels, reduction="mean"):
     ValueError
         If the shapes do not go together or a label is out of range.
     """
-    log_probabilities = ops.log_softmax(logits, axis=1)
-    return _reduce(-ops.sum(one_hot(labels, logits) * log_probabilities, axis=1), reduction)
+    y = one_hot(labels, logits)
+    return _reduce(-ops.sum(y * ops.log_softmax(logits, axis=1), axis=1), reduction)
 
 
 def margin(logits, labels, reduction="mean"):
@@ -93,11 +93,12 @@ def dlr(logits, labels, reduction="mean"):
     Croce & Hein (2020), "Reliable evaluation of adversarial robustness", equation 6. The quotient
     makes it blind to the scale of the logits. Needs K ≥ 3; arguments as for :func:`cross_entropy`.
     """
+    difference = margin(logits, labels, "none")
     if logits.shape[1] < 3:
         raise ValueError(f"the DLR loss needs 3 classes or more, got {logits.shape[1]}")
     ranked = _sorted_logits(logits)
     spread = ranked[:, 0] - ranked[:, 2]
-    return _reduce(margin(logits, labels, "none") / (spread + 1e-12), reduction)
+    return _reduce(difference / (spread + 1e-12), reduction)
 
 
 def dlr_targeted(logits, labels, targets, reduction="mean"):
@@ -111,10 +112,10 @@ def dlr_targeted(logits, labels, targets, reduction="mean"):
     labels, targets : (N,) integers
     reduction : {"mean", "sum", "none"}
     """
+    difference = ops.sum((one_hot(targets, logits) - one_hot(labels, logits)) * logits, axis=1)
     if logits.shape[1] < 4:
         raise ValueError(f"the targeted DLR loss needs 4 classes or more, got {logits.shape[1]}")
     ranked = _sorted_logits(logits)
-    difference = ops.sum((one_hot(targets, logits) - one_hot(labels, logits)) * logits, axis=1)
     spread = ranked[:, 0] - 0.5 * (ranked[:, 2] + ranked[:, 3])
     return _reduce(difference / (spread + 1e-12), reduction)
 
@@ -149,9 +150,8 @@ def swapped_binary_cross_entropy(logits, labels, reduction="mean", *, epsilon=1e
     epsilon : float
         Keras's clipping.
     """
-    p = ops.softmax(logits, axis=1)
+    t, p = one_hot(labels, logits), ops.softmax(logits, axis=1)
     xp = array_module(_value(logits))
-    t = one_hot(labels, logits)
     # clip(t) is one of two numbers, in Keras's float32; so is 1 - clip(t).
     low, high = float(np.float32(epsilon)), float(np.float32(1 - epsilon))
     log_t = xp.where(t > 0, math.log(high), math.log(low)).astype(t.dtype)

@@ -12,13 +12,14 @@ from here as well (``ops.conv2d`` …).
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from tinyadv.backend import array_module
-from tinyadv.tensor import Array, Tensor, _value, defvjp, primitive
-from tinyadv.threads import product
+from tinyadv.tensor import BRANCHING, Array, Tensor, _value, defvjp, primitive
+from tinyadv.threads import in_threads
 
 # -------------------------------------------------------------------------- shape and dtype, first
 
@@ -405,10 +406,10 @@ def _swap(x):
 def dense(x, w, b=None):  # (N, I), (O, I), (O,) -> (N, O)
     """x wᵀ + b: the weighted sums of a fully connected layer.
 
-    ``x`` may be stored example by example or, as convolutions leave it, feature by feature. The
-    result is stored in the same way, and so stays what the next layer reads fastest.
+    The result is stored feature by feature, as convolutions store theirs: it is what a BLAS makes
+    and reads fastest here.
     """
-    y = product(w, x.T).T if x.flags.f_contiguous else product(x, w.T)
+    y = (w @ x.T).T
     if b is not None:
         y += b
     return y
@@ -417,13 +418,13 @@ def dense(x, w, b=None):  # (N, I), (O, I), (O,) -> (N, O)
 @primitive
 def dense_dx(g, w):  # (N, O), (O, I) -> (N, I)
     """g w: what flows back to the inputs."""
-    return product(w.T, g.T).T if g.flags.f_contiguous else product(g, w)
+    return (w.T @ g.T).T
 
 
 @primitive
 def dense_dw(x, g):  # (N, I), (N, O) -> (O, I)
     """gᵀ x: what flows back to the weights."""
-    return product(g.T, x)
+    return g.T @ x
 
 
 defvjp(
@@ -492,6 +493,44 @@ defvjp(_concatenate, variadic=_concatenate_rule)
 def concatenate(arrays: Sequence[Array | Tensor], axis: int = 0):
     """The arrays one after another along an axis that they have."""
     return _concatenate(*arrays, axis=axis)
+
+
+@primitive
+def join(*pieces):
+    """The pieces of a batch, computed side by side, as one: concatenation along axis 0.
+
+    Tells ``grad`` that the way back through the pieces can be taken side by side as well.
+    """
+    return array_module(*pieces).concatenate(pieces)
+
+
+defvjp(join, variadic=lambda i, g, y, *pieces: _concatenate_rule(i, g, y, *pieces, axis=0))
+BRANCHING.add(join)
+
+
+def by_examples(f: Callable, x: Array | Tensor, least: int = 16):
+    """``f(x)``, the batch cut into pieces that several cores work on. On a GPU, just ``f(x)``.
+
+    Parameters
+    ----------
+    f : function
+        Treats each example on its own: f of a piece is that piece of f of the whole.
+    x : (N, …)
+    least : int
+        A batch with fewer examples is left whole.
+
+    Returns
+    -------
+    (N, …), what ``f(x)`` would return
+    """
+    n = x.shape[0]
+    if n < least or array_module(_value(x)) is not np:
+        return f(x)
+    # Two pieces at least, of 64 examples at most: large enough to outweigh the cost of a thread,
+    # small enough for the caches.
+    count = 2 * -(-n // 128)
+    edges = [n * i // count for i in range(count + 1)]
+    return join(*in_threads(lambda piece: f(x[piece]), [slice(*edge) for edge in pairwise(edges)]))
 
 
 def stack(arrays: Sequence[Array | Tensor], axis: int = 0):

@@ -185,9 +185,7 @@ class Adam(Optimizer):
 
     slot_names = ("mean", "square")
 
-    def __init__(
-        self, params, lr=0.001, *, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0
-    ):
+    def __init__(self, params, lr=0.001, *, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0):
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         super().__init__(params, lr, weight_decay)
 

@@ -33,16 +33,20 @@ An operation of your own takes five lines, and :func:`check_grads` checks it:
 from __future__ import annotations
 
 import functools
+import operator
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from tinyadv.backend import array_module
+from tinyadv.threads import side_by_side
 
 Array = Any  # an array of the backend in use: numpy.ndarray or cupy.ndarray
 
 PRIMITIVES: dict[str, Callable] = {}  # every operation, by name: what the tests go through
+BRANCHING: set[Callable] = set()  # operations whose arguments are worth a thread each in `grad`
 
 
 # ------------------------------------------------------------------------------ the operations
@@ -255,21 +259,7 @@ def grad(
                 needed.add(id(node))
                 break
 
-    # Backward: when a node's turn comes, all that uses it has passed on its share.
-    gradients = {id(y): g} if id(y) in needed else {}
-    for node in reversed(nodes):
-        g = gradients.get(id(node)) if id(node) in asked_for else gradients.pop(id(node), None)
-        if g is None or node.operation is None:
-            continue
-        if create_graph:
-            output, args = node, node.args
-        else:
-            output, args = node.value, [_value(arg) for arg in node.args]
-        for i, parent in enumerate(node.args):
-            if isinstance(parent, Tensor) and id(parent) in needed:
-                share = _rule(node.operation, i)(g, output, *args, **node.kwargs)
-                before = gradients.get(id(parent))
-                gradients[id(parent)] = share if before is None else before + share
+    gradients = _Walk(nodes, needed, asked_for, create_graph).back_from(y, g)
 
     results = []
     for position, x in enumerate(inputs):
@@ -281,6 +271,85 @@ def grad(
             g = Tensor(g) if create_graph else g
         results.append(g)
     return results
+
+
+class _Walk:
+    """The way back through a tape.
+
+    A node's turn comes when everything that uses it has passed on its *share* of the node's
+    gradient; then the shares are added up, and the node passes on what its rules make of the sum.
+    Nodes whose turn has come do not depend on each other, so several threads may take them.
+    """
+
+    def __init__(self, nodes: list[Tensor], needed: set, asked_for: set, create_graph: bool):
+        self.needed, self.asked_for, self.create_graph = needed, asked_for, create_graph
+        self.place = {id(node): place for place, node in enumerate(nodes)}
+        self.to_come = dict.fromkeys(self.place, 0)  # how many shares a node still waits for
+        for node in nodes:
+            if id(node) in needed:
+                for arg in node.args:
+                    if id(arg) in needed:
+                        self.to_come[id(arg)] += 1
+        self.shares: dict[int, list] = {}
+        self.gradients: dict[int, Any] = {}
+        self.ready: list[Tensor] = []  # a stack: a thread follows one path as far as it goes
+        self.busy = 0  # threads that have taken a node and may make others ready
+        self.changed = threading.Condition()
+        # A thread costs more than it brings unless the tape has long branches, cut on purpose.
+        self.branches = max((len(n.args) for n in nodes if n.operation in BRANCHING), default=1)
+
+    def back_from(self, y: Tensor, g) -> dict[int, Any]:
+        """The gradients of the nodes that were asked for, by id."""
+        if id(y) in self.needed:
+            self.shares[id(y)] = [(0, 0, g)]
+            self.ready.append(y)
+            side_by_side(self.take_nodes, self.branches)
+        return self.gradients
+
+    def take_nodes(self) -> None:
+        """Take one ready node after the other until the walk is over."""
+        while True:
+            with self.changed:
+                while self.busy and not self.ready:
+                    self.changed.wait()
+                if not self.ready:
+                    return
+                node = self.ready.pop()
+                self.busy += 1
+            shares: list = []
+            try:
+                shares = self.pass_on(node)
+            finally:  # after an error nothing is ready any more, and every thread comes to its end
+                with self.changed:
+                    for parent, share in shares:
+                        self.shares.setdefault(id(parent), []).append(share)
+                        self.to_come[id(parent)] -= 1
+                        if self.to_come[id(parent)] == 0:
+                            self.ready.append(parent)
+                    self.busy -= 1
+                    if len(self.ready) > 1 or not self.busy:
+                        self.changed.notify_all()
+
+    def pass_on(self, node: Tensor) -> list:
+        """Apply the rules of a node: pairs of an argument and its share."""
+        # In the order of the tape, whichever thread came first: sums of floating-point numbers
+        # depend on their order.
+        shares = sorted(self.shares.pop(id(node)), key=lambda share: share[:2])
+        g = functools.reduce(operator.add, [share for _, _, share in shares])
+        if id(node) in self.asked_for:
+            self.gradients[id(node)] = g
+        if self.create_graph:
+            output, args = node, node.args
+        else:
+            output, args = node.value, [_value(arg) for arg in node.args]
+        place, result = self.place[id(node)], []
+        for i, parent in enumerate(node.args):
+            if isinstance(parent, Tensor) and id(parent) in self.needed:
+                share = _rule(node.operation, i)(g, output, *args, **node.kwargs)
+                if share.dtype != parent.dtype:
+                    share = share.astype(parent.dtype)
+                result.append((parent, (place, i, share)))
+        return result
 
 
 def _nodes_below(y: Tensor) -> list[Tensor]:
@@ -421,8 +490,10 @@ def check_grads(
     expected = (along(step) - along(-step)) / (2 * step)
     gradients = grad(y, tensors, u)
     got = sum(float((g * v).sum()) for g, v in zip(gradients, directions, strict=True))
-    # Rounding in `along` is relative to the function's size, and the step divides it.
-    scale = max(abs(expected), abs(got), 1e-10 * float(abs(u * y.value).sum()) / step, 1e-8)
+    # Rounding in `along` is relative to the numbers on the way, and the step divides it. They are
+    # as large as the output, or as 1, of which a small output may be what did not cancel.
+    size = float((abs(u) * (abs(y.value) + 1)).sum())
+    scale = max(abs(expected), abs(got), 1e-10 * size / step)
     if not abs(got - expected) <= tolerance[0] * scale:
         raise AssertionError(
             f"gradient along a random direction: {got!r}, by finite differences {expected!r} "

@@ -1,0 +1,62 @@
+"""Every lesson runs with --quick, its assertions hold, and it is a notebook as well."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LESSONS = sorted((Path(__file__).parents[1] / "lessons").glob("[0-9][0-9]_*.py"))
+ROOT = LESSONS[0].parents[1]
+
+
+def run(lesson: Path, *flags, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(lesson), *flags],
+        capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_holds_what_it_claims(lesson, tmp_path):
+    done = run(lesson, "--quick", "--record", "--seed", "0", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob(f"figures/{lesson.stem}*.png"))) == 1
+    (result,) = tmp_path.glob(f"results/{lesson.stem}*.json")
+    assert json.loads(result.read_text())["numbers"]
+    assert str(tmp_path) not in result.read_text()
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_is_a_notebook(lesson):
+    jupytext = pytest.importorskip("jupytext")
+    notebook = jupytext.read(lesson)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds.count("markdown") >= 3 and kinds.count("code") >= 3
+
+
+@pytest.mark.parametrize(
+    "flags, code, words",
+    [
+        (["--backend", "cupy"], 2, ["--backend numpy"]),
+        (["--data", "mnist"], 2, ["mnist", "--data glyphs"]),
+        (["--data", "letters"], 2, ["letters", "glyphs"]),
+        (["--quick", "--full"], 2, ["--quick", "--full"]),
+    ],
+)
+def test_a_setting_that_cannot_be_is_answered_in_a_sentence(flags, code, words, tmp_path):
+    hidden = tmp_path / "cupy.py"  # so that the test holds on a machine with a GPU as well
+    hidden.write_text("raise ImportError('no CuPy here')\n")
+    broken = tmp_path / "mnist"  # so that nothing is downloaded
+    broken.mkdir()
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (broken / f"{part}-ubyte.gz").write_text("<html>not found</html>")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run(LESSONS[1], *flags, PYTHONPATH=path, TINYADV_DATA=str(tmp_path))
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr

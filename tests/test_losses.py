@@ -1,0 +1,271 @@
+"""Losses against their formulas, written out in NumPy."""
+
+import numpy as np
+import pytest
+import strict_cupy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyadv import Tensor, check_grads, grad, losses, models, to_numpy
+from tinyadv.losses import (
+    cross_entropy,
+    dlr,
+    dlr_targeted,
+    margin,
+    one_hot,
+    swapped_binary_cross_entropy,
+)
+
+close = np.testing.assert_allclose
+
+
+def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+# ---- the formulas, example by example, in float64 ------------------------------------------------
+
+
+def slow_cross_entropy(z, y):
+    return -np.log(np.exp(z[y]) / np.exp(z).sum())
+
+
+def slow_margin(z, y):
+    return max(z[i] for i in range(len(z)) if i != y) - z[y]
+
+
+def slow_dlr(z, y):
+    ranked = sorted(z, reverse=True)
+    return -(z[y] - max(z[i] for i in range(len(z)) if i != y)) / (ranked[0] - ranked[2])
+
+
+def slow_dlr_targeted(z, y, t):
+    ranked = sorted(z, reverse=True)
+    return -(z[y] - z[t]) / (ranked[0] - (ranked[2] + ranked[3]) / 2)
+
+
+def keras_binary_crossentropy(target, prediction, dtype=np.float32):
+    """As in ``keras.losses``: in float32, the prediction clipped by 1e-7, averaged over classes."""
+    target, prediction = target.astype(dtype), prediction.astype(dtype)
+    prediction = np.clip(prediction, dtype(1e-7), dtype(1 - 1e-7))
+    terms = target * np.log(prediction) + (1 - target) * np.log(1 - prediction)
+    return -terms.mean(-1)
+
+
+def slow_swapped(z, y):
+    return keras_binary_crossentropy(softmax(z[None])[0], np.eye(len(z))[y])
+
+
+@st.composite
+def batches(draw):
+    """Logits that differ by 0.05 or more, so that no ranking is on an edge; labels; targets."""
+    n, k = draw(st.integers(1, 6)), draw(st.integers(4, 10))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    z = 0.4 * np.array([rng.permutation(k) for _ in range(n)]) - 1.5
+    labels = rng.integers(0, k, n)
+    targets = (labels + rng.integers(1, k, n)) % k
+    return z + rng.uniform(-0.15, 0.15, (n, k)), labels, targets
+
+
+LOSSES = {
+    cross_entropy: (slow_cross_entropy, 1e-12),
+    margin: (slow_margin, 1e-12),
+    dlr: (slow_dlr, 1e-9),
+    dlr_targeted: (slow_dlr_targeted, 1e-9),
+    swapped_binary_cross_entropy: (slow_swapped, 1e-5),  # the formula's own precision
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+
+
+def targets_for(loss, batch):
+    """The label arguments of a loss: two for the targeted one."""
+    _, labels, targets = batch
+    return [labels, targets] if loss is dlr_targeted else [labels]
+
+
+@every_loss
+@given(batch=batches())
+def test_every_loss_is_its_formula(xp, loss, batch):
+    z, classes = batch[0], targets_for(loss, batch)
+    formula, tolerance = LOSSES[loss]
+    expected = [formula(*row) for row in zip(z, *classes, strict=True)]
+    for there in classes, [xp.asarray(c) for c in classes]:  # labels on the host or the device
+        got = loss(xp.asarray(z), *there, reduction="none")
+        close(to_numpy(got), expected, rtol=tolerance, atol=1e-7 if tolerance > 1e-6 else 1e-12)
+
+
+@every_loss
+@given(batch=batches())
+def test_reductions_are_over_the_examples(loss, batch):
+    z, classes = batch[0], targets_for(loss, batch)
+    each = loss(z, *classes, reduction="none")
+    assert each.shape == (len(z),)
+    close(loss(z, *classes, reduction="sum"), each.sum())
+    close(loss(z, *classes, reduction="mean"), each.mean())
+    close(loss(z, *classes), each.mean())
+
+
+@every_loss
+@given(batch=batches())
+def test_gradients_agree_with_finite_differences(xp, loss, batch):
+    z, classes = batch[0], targets_for(loss, batch)
+    check_grads(lambda z: loss(z, *classes, reduction="none"), [xp.asarray(z)])
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_and_gradients_keep_the_precision_of_the_logits(xp, loss, dtype):
+    z = Tensor(xp.asarray(np.arange(12).reshape(2, 6).astype(dtype)))
+    y = loss(z, *[np.array([1, 5], np.uint8)] * (2 if loss is dlr_targeted else 1))
+    assert y.dtype == grad(y, [z])[0].dtype == dtype
+
+
+# ---- what each is known for ----------------------------------------------------------------------
+
+
+def test_the_margin_is_above_zero_exactly_where_the_example_is_misclassified():
+    z, labels = np.random.default_rng(0).standard_normal((50, 10)), np.arange(50) % 10
+    np.testing.assert_array_equal(margin(z, labels, "none") > 0, z.argmax(1) != labels)
+
+
+@given(batches(), st.floats(0.01, 100), st.floats(-100, 100))
+def test_dlr_is_blind_to_the_scale_and_the_shift_of_the_logits(batch, scale, shift):
+    z, labels, targets = batch
+    close(dlr(scale * z + shift, labels), dlr(z, labels), rtol=1e-7, atol=1e-9)
+    targeted = dlr_targeted(scale * z + shift, labels, targets)
+    close(targeted, dlr_targeted(z, labels, targets), rtol=1e-7, atol=1e-9)
+
+
+def test_dlr_of_a_right_answer_is_between_minus_one_and_zero():
+    z = np.random.default_rng(0).standard_normal((50, 10))
+    values = dlr(z, z.argmax(1), "none")
+    assert np.all((values >= -1) & (values <= 0))
+
+
+def test_dlr_of_equal_logits_is_zero():
+    close(dlr(np.ones((2, 5), np.float32), [0, 1]), 0)
+
+
+def test_the_swapped_loss_is_linear_in_the_probability_of_the_label(xp):
+    z = np.random.default_rng(0).uniform(-5, 5, (20, 10))
+    labels = np.arange(20) % 10
+    p = softmax(z)[np.arange(20), labels]
+    got = swapped_binary_cross_entropy(xp.asarray(z), labels, "none")
+    close(to_numpy(got), 3.206 * (1 - p), rtol=1e-4, atol=1e-6)
+
+
+def test_the_swapped_loss_has_the_clipping_as_an_argument():
+    z, labels = np.log(np.array([[0.25, 0.75], [0.5, 0.5]])), [1, 0]
+    low, high = np.log(0.01), np.log(0.99)
+    got = swapped_binary_cross_entropy(z, labels, "none", epsilon=0.01)
+    close(got, [-(p * high + (1 - p) * low) for p in (0.75, 0.5)], rtol=1e-6)
+
+
+def test_cross_entropy_is_the_mean_surprise_and_log_k_for_a_guess(xp):
+    close(to_numpy(cross_entropy(xp.zeros((4, 10)), [0, 3, 5, 9])), np.log(10))
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_saturated_logits_give_finite_losses_and_gradients(xp, loss, dtype):
+    z = Tensor(xp.asarray(np.diag(np.full(5, 2e4, dtype)) - dtype(1e4)))
+    for labels in np.arange(5), np.arange(5)[::-1].copy():
+        value = loss(z, *[labels] * (2 if loss is dlr_targeted else 1))
+        [g] = grad(value, [z])
+        assert np.isfinite(to_numpy(value))
+        assert np.isfinite(to_numpy(g)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cross_entropy_of_saturated_logits_is_their_difference(xp, dtype):
+    z = Tensor(xp.asarray(np.array([[1e4, -1e4, 0], [1e4, -1e4, 0]], dtype)))
+    each = cross_entropy(z, [0, 1], "none")
+    close(to_numpy(each), [0, 2e4])
+    [g] = grad(each.sum(), [z])
+    close(to_numpy(g), [[0, 0, 0], [1, -1, 0]])
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+Z = np.zeros((3, 5), np.float32)
+
+
+@pytest.mark.parametrize("labels", [[0, 2, 4], (0, 2, 4), np.array([0, 2, 4], np.uint8)])
+def test_labels_are_lists_or_arrays_of_any_integers(xp, labels):
+    rows = one_hot(labels, xp.asarray(Z))
+    np.testing.assert_array_equal(to_numpy(rows), np.eye(5, dtype=np.float32)[[0, 2, 4]])
+    assert rows.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 5], "labels must be from 0 to 4, .* got labels from 0 to 5"),
+        ([0, 1, -1], "labels must be from 0 to 4, .* got labels from -1 to 1"),
+        ([0, 1], r"logits \(N, K\) and labels \(N,\), got \(3, 5\) and \(2,\)"),
+        ([[0], [1], [2]], r"got \(3, 5\) and \(3, 1\)"),
+        (np.eye(5)[:3], r"got \(3, 5\) and \(3, 5\)"),
+        ([0.0, 1.0, 2.0], "labels must be integers, .* not float64"),
+        ([True, False, True], "labels must be integers, .* not bool"),
+    ],
+)
+@every_loss
+def test_labels_that_fit_no_example_or_class_are_refused(xp, loss, labels, message):
+    two = loss is dlr_targeted
+    for wrong in ([labels, [0, 1, 2]], [[0, 1, 2], labels]) if two else ([labels],):
+        with pytest.raises(ValueError, match=message):
+            loss(xp.asarray(Z), *wrong)
+
+
+def test_labels_on_a_device_are_checked_for_shape_and_dtype(device):
+    for labels, message in [([0, 1], r"\(2,\)"), ([0.0, 1.0, 2.0], "not float64")]:
+        with pytest.raises(ValueError, match=message):
+            cross_entropy(device.asarray(Z), device.asarray(np.array(labels)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cross_entropy(Z[0], [0]), r"got \(5,\) and \(1,\)"),
+        (lambda: margin(Z[0], [0]), r"got \(5,\) and \(1,\)"),
+        (lambda: dlr(Z[0], [0]), r"got \(5,\) and \(1,\)"),
+        (lambda: dlr_targeted(Z[0], [0], [1]), r"got \(5,\) and \(1,\)"),
+        (lambda: swapped_binary_cross_entropy(Z[0], [0]), r"got \(5,\) and \(1,\)"),
+        (lambda: dlr(Z[:, :2], [0, 0, 0]), "3 classes or more, got 2"),
+        (lambda: dlr_targeted(Z[:, :3], [0, 0, 0], [1, 1, 1]), "4 classes or more, got 3"),
+        (lambda: cross_entropy(Z, [0, 0, 0], "avg"), "one of .*'mean', 'sum', 'none'.*, got 'avg'"),
+    ],
+)
+def test_mistakes_are_answered_with_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_reductions_are_those_that_the_message_names():
+    assert set(losses.REDUCTIONS) == {"mean", "sum", "none"}
+
+
+# ---- what an attack does -------------------------------------------------------------------------
+
+
+@every_loss
+def test_an_input_gradient_on_a_device_neither_waits_nor_copies(device, loss):
+    model = models.slides_cnn()
+    rng = np.random.default_rng(0)
+    x, labels = rng.random((4, 1, 28, 28), np.float32), np.array([3, 1, 4, 1])
+
+    def input_gradient(xp, labels):
+        t = Tensor(xp.asarray(x))
+        classes = [labels, (labels + 1) % 10] if loss is dlr_targeted else [labels]
+        with strict_cupy.count() as counts:
+            [g] = grad(loss(model(t), *classes, reduction="sum"), [t])
+        return g, counts
+
+    expected, _ = input_gradient(np, labels)
+    for p in model.parameters():
+        p.value = device.asarray(p.value)
+    got, counts = input_gradient(device, device.asarray(labels))
+    assert (counts.syncs, counts.transfers) == (0, 0)
+    assert np.any(expected)
+    close(to_numpy(got), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())

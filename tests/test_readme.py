@@ -1,0 +1,70 @@
+"""The README: its code runs as printed, its numbers are those of the recorded runs.
+
+python tests/test_readme.py        # prints the tables to put into the README
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def mnist_table() -> str:
+    """Lesson 02 on MNIST, from its results file."""
+    file = ROOT / "lessons" / "results" / "02_train_a_cnn-mnist-full.json"
+    numbers = json.loads(file.read_text())["numbers"]
+    return numbers
+
+
+def speed_table() -> str:
+    """Ratios to PyTorch eager, from the file that the benchmark wrote."""
+    tasks = json.loads((ROOT / "tests" / "benchmarks" / "speed.json").read_text())["tasks"]
+    nets = list(dict.fromkeys(key.split(": ")[0] for key in tasks))
+    names = list(dict.fromkeys(key.split(": ")[1] for key in tasks))
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for net in nets:
+        ratios = [f"{tasks[f'{net}: {name}']['ratio']:.2f}" for name in names]
+        lines.append(f"| `{net}` | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_a_block_of_code_runs_as_printed(block):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    clean, attacked = map(float, re.findall(r"(?:clean|attacked): +([\d.]+)", done.stdout))
+    assert clean > 0.9 and attacked < 0.5
+
+
+@pytest.mark.parametrize("table", [mnist_table, speed_table])
+def test_a_table_holds_the_recorded_numbers(table):
+    assert table() in README
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).is_file(), target
+
+
+def test_the_size_of_the_engine_is_as_stated():
+    stated = int(re.search(r"one file of (\d+) lines", README)[1])
+    assert len((ROOT / "tinyadv" / "tensor.py").read_text().splitlines()) == stated
+
+
+def test_the_scripts_that_it_names_exist():
+    for script in re.findall(r"python ((?:lessons|tests)/\S+\.py)", README):
+        assert (ROOT / script).is_file()
+
+
+if __name__ == "__main__":
+    print(mnist_table(), speed_table(), sep="\n\n")
