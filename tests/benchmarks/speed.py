@@ -41,7 +41,7 @@ SECONDS = 0.15  # that a library's turn takes, about; three runs at least
 # ----------------------------------------------------------------- the tasks, once in each library
 
 
-def tinyadv_tasks(net: str, batch: int, backend: str) -> dict:
+def tinyadv_tasks(net: str, batch: int, backend: str) -> tuple:
     from tinyadv import Tensor, get_backend, grad, models, optim
     from tinyadv.losses import cross_entropy
 
@@ -78,7 +78,7 @@ def tinyadv_tasks(net: str, batch: int, backend: str) -> dict:
     return named(forward, input_gradient, training_step, pgd, penalty_step), wait
 
 
-def torch_tasks(net: str, batch: int, backend: str) -> dict:
+def torch_tasks(net: str, batch: int, backend: str) -> tuple:
     import torch
     from torch import nn
     from torch.nn.functional import cross_entropy
@@ -150,17 +150,12 @@ def examples(batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 def worker(library: str, backend: str) -> None:
     """Answer each line of input, a JSON request, with a line of output."""
-    started = time.perf_counter()
-    __import__(library)
-    import_seconds = time.perf_counter() - started
     make = {"tinyadv": tinyadv_tasks, "torch": torch_tasks}[library]
     ready: dict = {}
     for line in sys.stdin:
         request = json.loads(line)
         what = request.pop("do")
-        if what == "import":
-            answer = import_seconds
-        elif what == "memory":
+        if what == "memory":
             answer = peak_memory()
         else:
             key = (request["net"], request["batch"])
@@ -281,7 +276,6 @@ def main() -> None:
                 result = compare(workers, rounds, net=net, batch=batch, task="training step")
                 report["growth"][f"{net}: {batch}"] = result
                 print(line(f"{net}: {batch}", result), flush=True)
-    report["import"] = {library: process.ask("import") for library, process in workers.items()}
     for process in workers.values():
         process.close()
 
@@ -296,15 +290,25 @@ def main() -> None:
                 process.ask("time", net=net, batch=NETS[net], task="training step")
             result[library] = process.ask("memory")
             process.close()
-        if "torch" in result:
-            result["ratio"] = result["tinyadv"] / result["torch"]
-        report["memory"][net] = result
+        report["memory"][net] = with_ratio(result)
         print(line(f"{net}: training steps", result), flush=True)
-    print("\nimport, seconds\n" + line("", with_ratio(report["import"])))
+    report["import"] = with_ratio({library: import_seconds(library) for library in libraries})
+    print("\nseconds, of a process of its own\n" + line("import", report["import"]))
     if args.out:
         temporary = args.out.with_suffix(".tmp")
         temporary.write_text(json.dumps(report, indent=1) + "\n")
         os.replace(temporary, args.out)
+
+
+def import_seconds(library: str) -> float:
+    """The median time of importing a library in a fresh process, NumPy's import included."""
+    code = f"import time; t = time.perf_counter(); import {library}; print(time.perf_counter() - t)"
+    root = str(Path(__file__).resolve().parents[2])
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+        for _ in range(5)
+    ]
+    return statistics.median(float(run.stdout) for run in runs)
 
 
 def with_ratio(result: dict) -> dict:
