@@ -565,7 +565,7 @@ for width in (16, 64, 256):
         f"{2 * count * forward_time:.2f} s",
     ])  # fmt: skip
     numbers["cost"].append({"weights": count, "gradient_in_forwards": times})
-    assert times < 15 < 2 * count
+    assert times < count / 5  # ten times cheaper at least, on however busy a machine
 common.table(rows, ["weights", "forward", "with gradient", "ratio", "finite differences"])
 
 # %% [markdown]

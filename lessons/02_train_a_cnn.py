@@ -24,13 +24,13 @@ Keras.
 printed digits. The slides' setting: `python lessons/02_train_a_cnn.py --data mnist --full`, three
 trainings on 60,000 handwritten digits, about two and a half minutes.
 
-**What to look for.** The untrained network has a loss of about ln 10: it gives each digit the
-probability 1/10. The training loop has fifteen lines, and `tinyadv.fit` does the same bit by bit.
-After ten epochs the network reads about 99 % of the printed digits, in typefaces that it has never
+**What to look for.** The untrained network has a loss above ln 10, the loss of giving each digit
+the probability 1/10. The training loop has fifteen lines, and `tinyadv.fit` does the same bit by
+bit. After ten epochs the network reads about 99 % of the printed digits, in typefaces that it has never
 seen. From epoch to epoch the test accuracy goes up and down, for the learning rate never gets
 smaller. On MNIST the slides report 99.5 % in training and 99.1 % in validation. The mean of three
-seeds is 99.5 % in training and, on the test images, 98.9 % after the last epoch and 99.1 % after
-the best one; single seeds end between 98.7 and 99.1 %.
+seeds is 99.6 % in training and, on the test images, 99.1 % after the last epoch and 99.2 % after
+the best one.
 
 **What was shortened.** Printed digits in the place of MNIST, 10,000 instead of 60,000, unless you
 ask for MNIST. Nothing is held back to choose the epoch with: the slides' "validation" is on the
@@ -163,7 +163,10 @@ assert apart < 1e-5
 # %% [markdown]
 # ## What the untrained network says
 #
-# Its logits are small, so softmax gives each class about 1/10, and the loss is near −log(1/10).
+# It knows nothing, and guesses right one time in ten. Whoever gives each of K classes the
+# probability 1/K has a loss of −log(1/K) = ln K. The network's is higher: its first logits are as large as its
+# weights happen to make them, so it is sure of some of its guesses, and a sure guess that is wrong
+# costs more than a doubtful one.
 
 # %%
 untrained_loss = float(losses.cross_entropy(model(x_test[:500]), y_test[:500]))
@@ -171,7 +174,7 @@ untrained_accuracy = evaluate.accuracy(model, x_test, y_test)
 numbers |= {"untrained_loss": untrained_loss, "untrained_accuracy": untrained_accuracy}
 print(f"loss {untrained_loss:.3f}; ln {K} = {math.log(K):.3f}")
 print(f"accuracy {100 * untrained_accuracy:.1f} %")
-assert abs(untrained_loss - math.log(K)) < 0.15 and untrained_accuracy < 0.3
+assert untrained_loss > math.log(K) - 0.1 and untrained_accuracy < 0.35
 
 # %% [markdown]
 # ## The training loop
@@ -323,7 +326,7 @@ def draw_runs(ax, name, colour, marker):
 def draw_loss(ax):
     draw_runs(ax, "loss", common.BLUE, "o-")
     ax.axhline(math.log(K), color=common.GREY, linestyle=":")
-    ax.text(EPOCHS, 2.1, f"untrained: ln {K}", color=common.GREY, ha="right", va="top")
+    ax.text(EPOCHS, 2.1, f"no idea: ln {K}", color=common.GREY, ha="right", va="top")
     ax.set(title="Training loss", xlabel="epoch", yscale="log", xlim=(0.5, EPOCHS + 0.5))
 
 
@@ -404,6 +407,8 @@ common.save_figure(fig, args, NAME)
 # The mean over the seeds reaches this at least:
 
 # %%
+common.record(args, NAME, numbers)  # before the claim: a number that falls short is kept as well
+
 CLAIM = {  # accuracy in training, in test after the last epoch, and after the best one
     "glyphs": (0.99, 0.85, 0.985),
     "mnist": (0.995, 0.990, 0.991) if args.full else (0.993, 0.983, 0.989),
@@ -413,7 +418,6 @@ least = (0.5, 0.3, 0.5) if args.quick else CLAIM[data.name]
 for key, share in zip(("training", "test_last", "test_best"), least, strict=True):
     print(f"{key:9}  {100 * mean[key]:.2f} %, claimed {100 * share:g} %")
     assert mean[key] >= share
-common.record(args, NAME, numbers)
 
 # %% [markdown]
 # ## Try next

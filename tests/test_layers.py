@@ -102,7 +102,7 @@ def test_a_generator_passes_on():
 @pytest.mark.parametrize(
     ("name", "default"),
     [
-        ("slides_cnn", "glorot_uniform"),
+        ("slides_cnn", "he_normal"),
         ("fast_cnn", "he_normal"),
         ("madry_cnn", "he_normal"),
         ("mlp", "he_normal"),

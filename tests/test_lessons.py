@@ -42,7 +42,7 @@ def test_a_lesson_is_a_notebook(lesson):
     "flags, code, words",
     [
         (["--backend", "cupy"], 2, ["--backend numpy"]),
-        (["--data", "mnist"], 2, ["mnist", "--data glyphs"]),
+        (["--data", "mnist"], 2, ["mnist", "delete the file"]),
         (["--data", "letters"], 2, ["letters", "glyphs"]),
         (["--quick", "--full"], 2, ["--quick", "--full"]),
     ],

@@ -22,7 +22,6 @@ from tinyadv import (
     ops,
     primitive,
     tensor,
-    threads,
     to_numpy,
     value_and_grad,
 )
@@ -145,13 +144,10 @@ def test_rules_run_only_along_paths_to_what_was_asked_for(own_primitives):
 
 
 def test_a_chain_of_100_000_operations_is_walked_and_freed_without_recursion():
-    def step(y):
-        return y * 1.00001
-
     start = time.perf_counter()
     x = y = leaf(1.0)
     for _ in range(100_000):
-        y = step(y)
+        y = y * 1.00001
     close(grad(y, [x]), [[1.00001**100_000]])
     [g] = grad(y, [x], create_graph=True)
     assert g.depth > 90_000
@@ -210,29 +206,14 @@ def test_random_graphs_agree_with_finite_differences(data):
     check_grads(smooth_graph(data.draw), [random(3), random(2, 1, seed=1)], order=2)
 
 
-# ---- several threads -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def use_cores(monkeypatch):
-    def use(number):
-        monkeypatch.setattr(threads, "CORES", number)
-        threads._pool.cache_clear()
-
-    yield use
-    threads._pool.cache_clear()
-
-
-@pytest.fixture(params=[1, 2, 5])
-def cores(request, use_cores):
-    use_cores(request.param)
+# ---- a batch in pieces ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [15, 16, 17, 150])
-def test_a_batch_cut_into_pieces_gives_what_the_whole_gives(xp, cores, n):
-    """Values, gradients, and gradients of gradients."""
+def test_a_batch_cut_into_pieces_gives_what_the_whole_gives(xp, n):
+    """Values, gradients, and gradients of gradients. How threads share it: test_threads.py."""
 
-    def f(x, w):
+    def layer(x, w):
         return ops.tanh(x @ w)
 
     def results(f):
@@ -242,44 +223,14 @@ def test_a_batch_cut_into_pieces_gives_what_the_whole_gives(xp, cores, n):
         second = grad(sum((g * g).sum() for g in first), [x, w])
         return [to_numpy(a) for a in (y, *first, *second)]
 
-    in_pieces = results(lambda x, w: ops.by_examples(lambda piece: f(piece, w), x))
-    for got, expected in zip(in_pieces, results(f), strict=True):
+    in_pieces = results(lambda x, w: ops.by_examples(lambda piece: layer(piece, w), x))
+    for got, expected in zip(in_pieces, results(layer), strict=True):
         close(got, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_the_number_of_cores_changes_no_bit_of_the_results(use_cores):
-    def gradients():
-        x, w = Tensor(random(300, 40).astype("f")), Tensor(random(40, 30, seed=1).astype("f"))
-        y = ops.by_examples(lambda piece: ops.tanh(piece @ w * 0.02), x)
-        return grad((y * y).sum(), [x, w])
-
-    use_cores(1)
-    alone = gradients()
-    use_cores(4)
-    for _ in range(20):
-        for got, expected in zip(gradients(), alone, strict=True):
-            equal(got, expected)
-
-
-def test_small_batches_and_those_on_a_device_are_left_whole(xp):
-    seen = []
-    for n in 15, 16, 129:
-        ops.by_examples(lambda x: seen.append(len(x)) or x, xp.ones((n, 2)))
-    whole = [15, 16, 129]
-    assert sorted(seen) == (sorted([15, 8, 8, 32, 32, 32, 33]) if xp is np else whole)
-
-
-def test_an_error_in_one_of_the_threads_reaches_the_caller(cores, own_primitives):
-    @primitive
-    def broken(x):
-        return x * 1.0
-
-    defvjp(broken, lambda g, y, x: 1 / 0)
-    x = Tensor(random(100, 2))
-    with pytest.raises(ZeroDivisionError):
-        grad(ops.by_examples(broken, x).sum(), [x])
-    with pytest.raises(ZeroDivisionError):
-        ops.by_examples(lambda piece: 1 / 0, x)
+def test_a_batch_on_a_device_is_left_whole(device):
+    x = device.ones((150, 2))
+    assert ops.by_examples(lambda whole: whole, x) is x
 
 
 # ---- what grad refuses ---------------------------------------------------------------------------

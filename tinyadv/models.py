@@ -13,10 +13,11 @@ import numpy as np
 from tinyadv.layers import Activation, Conv2d, Dense, Flatten, MaxPool2d, ReLU, Sequential
 
 
-def slides_cnn(rng=0, *, init: str = "glorot_uniform") -> Sequential:
+def slides_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
     """The CNN of Shusen Wang's slides on evasion attacks, for 28×28 grey images: 38,390 parameters.
 
-    Initialised as Keras does by default, since the slides' network is a Keras model.
+    The slides name no initialisation. He's is made for ReLUs; Keras's own, ``"glorot_uniform"``,
+    ends some tenths of a per cent lower on MNIST.
     """
     how = {"rng": np.random.default_rng(rng), "init": init}
     return Sequential(

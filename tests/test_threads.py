@@ -1,0 +1,94 @@
+"""Threads change nothing but the time."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from tinyadv import Tensor, grad, models, ops, threads
+from tinyadv.losses import cross_entropy
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threads._blas().info()}
+
+
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_in_threads_keeps_the_order(cores, monkeypatch):
+    monkeypatch.setattr(threads, "CORES", cores)
+    assert threads.in_threads(lambda i: i * i, range(20)) == [i * i for i in range(20)]
+    assert threads.in_threads(lambda i: i, []) == []
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_an_error_in_any_piece_is_raised(cores, monkeypatch):
+    monkeypatch.setattr(threads, "CORES", cores)
+
+    def work(i):
+        if i == 3:
+            raise ZeroDivisionError(f"piece {i}")
+
+    with pytest.raises(ZeroDivisionError, match="piece 3"):
+        threads.in_threads(work, range(8))
+
+
+def test_several_threads_take_part(monkeypatch):
+    monkeypatch.setattr(threads, "CORES", 2)
+    both = threading.Barrier(2, timeout=30)  # passed only by two threads at the same time
+    threads.in_threads(lambda _: both.wait(), [0, 1])
+
+
+def test_the_blas_has_one_thread_inside_and_its_own_number_outside():
+    before = blas_threads()
+    with threads.one_blas_thread:
+        with threads.one_blas_thread:
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+    assert blas_threads() == before
+
+
+def test_a_thread_inside_a_thread_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(threads, "CORES", 2)
+    inner = lambda i: threads.in_threads(lambda j: (i, j), range(3))
+    assert threads.in_threads(inner, range(4)) == [[(i, j) for j in range(3)] for i in range(4)]
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 128, 129, 300])
+def test_by_examples_is_the_function_of_the_whole(n, monkeypatch):
+    x = np.random.default_rng(0).standard_normal((n, 3))
+    pieces = []
+
+    def f(part):
+        pieces.append(len(part))
+        return ops.tanh(part)
+
+    np.testing.assert_array_equal(ops.by_examples(f, x), np.tanh(x))
+    assert sum(pieces) == n and max(pieces) <= 64
+    assert len(pieces) == 1 if n < 16 else len(pieces) >= 2
+    pieces.clear()
+    ops.by_examples(f, x, least=n + 1)
+    assert pieces == [n]
+
+
+def test_gradients_of_first_and_second_order_do_not_depend_on_the_cores(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((150, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, 150)
+    model = models.slides_cnn()
+
+    def gradients(cores):
+        monkeypatch.setattr(threads, "CORES", cores)
+        image = Tensor(x)
+        loss = cross_entropy(model(image), y)
+        (g,) = grad(loss, [image], create_graph=True)
+        return [g.value, *grad(loss + 0.1 * (g * g).sum(), model.parameters())]
+
+    for one, several in zip(gradients(1), gradients(4), strict=True):
+        np.testing.assert_array_equal(one, several)
+
+
+def test_an_error_in_a_rule_is_raised_from_a_walk_in_threads(monkeypatch):
+    monkeypatch.setattr(threads, "CORES", 3)
+    x = Tensor(np.ones((100, 2)))
+    y = ops.by_examples(lambda part: ops.where(part, part, 0.0), x)  # a condition has no gradient
+    with pytest.raises(TypeError, match="where has no gradient rule for its argument 0"):
+        grad(y.sum(), [x])
