@@ -288,3 +288,27 @@ X, W = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3))
 def test_mistakes_are_answered_with_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_integer_images_are_refused_and_numpy_integers_are_ints():
+    x, w = np.ones((2, 1, 5, 5)), np.ones((3, 1, 2, 2))
+    with pytest.raises(TypeError, match="not uint8: divide bytes by 255"):
+        conv.conv2d(x.astype(np.uint8), w)
+    same = conv.conv2d(x, w, stride=np.int64(2), padding=(np.int32(1), 0))
+    np.testing.assert_array_equal(same, conv.conv2d(x, w, stride=2, padding=(1, 0)))
+
+
+def test_mixed_precision_gives_the_higher_one():
+    x, w = np.ones((2, 1, 5, 5), np.float32), np.ones((3, 1, 2, 2))
+    assert conv.conv2d(x, w).dtype == np.float64
+
+
+def test_the_adjoint_needs_a_size_that_fits():
+    with pytest.raises(ValueError, match=r"have \(4, 4\) windows.*got \(1, 3, 5, 4\)"):
+        conv.conv2d_dx(np.ones((1, 3, 5, 4)), np.ones((3, 1, 2, 2)), size=(5, 5))
+
+
+@pytest.mark.parametrize("pool", [conv.max_pool2d, conv.avg_pool2d])
+def test_pooling_needs_images(pool):
+    with pytest.raises(ValueError, match=r"images \(N, C, H, W\), got \(1, 28, 28\)"):
+        pool(np.ones((1, 28, 28)), kernel_size=2)

@@ -519,16 +519,31 @@ def test_check_grads_catches_a_rule_that_is_wrong_from_some_order_on(rule, order
         check_grads(cube(rule), inputs, order=order)
 
 
-def test_check_grads_catches_a_gradient_of_another_shape(monkeypatch):
+@pytest.mark.parametrize("rule", [lambda g, y, x: (g * (3 * x**2))[None], lambda g, y, x: 1.0])
+def test_a_rule_that_returns_another_shape_is_named(monkeypatch, rule):
     monkeypatch.setattr(tensor, "PRIMITIVES", {})
-    rule = lambda g, y, x: (g * (3 * x**2))[None]
-    with pytest.raises(AssertionError, match=r"gradient \(1, 2\) float64 of an input \(2,\)"):
+    with pytest.raises(ValueError, match=r"rule of cube for argument 0 must .*shape \(2,\)"):
         check_grads(cube(rule), [np.array([0.5, -1.0])], order=1)
 
 
+def test_a_rule_in_numpy_is_found_at_second_order(monkeypatch):
+    monkeypatch.setattr(tensor, "PRIMITIVES", {})
+    operation = cube(lambda g, y, x: g * np.multiply(3, np.square(x)))
+    check_grads(operation, [np.array([0.5, -1.0])], order=1)
+    with pytest.raises(TypeError) as caught:
+        check_grads(operation, [np.array([0.5, -1.0])])
+    assert "write it with tinyadv.ops" in caught.value.__notes__[0]
+
+
 def test_check_grads_needs_float64():
-    with pytest.raises(TypeError, match="check_grads needs float64: input 1 is float32"):
+    with pytest.raises(TypeError, match="check_grads needs float64 arrays: input 1 is float32"):
         check_grads(ops.add, [np.ones(2), np.ones(2, np.float32)])
+    with pytest.raises(TypeError, match="input 0 is list"):
+        check_grads(ops.exp, [[1.0, 2.0]])
+    with pytest.raises(TypeError, match="expected a list of input arrays"):
+        check_grads(ops.exp, np.ones(2))
+    with pytest.raises(ValueError, match="order must be 1 or more"):
+        check_grads(ops.exp, [np.ones(2)], order=0)
 
 
 def test_a_small_network_is_right_to_third_order(xp):

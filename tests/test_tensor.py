@@ -611,3 +611,34 @@ def test_shapes_that_do_not_go_together_are_numpys_errors(xp):
     ]:
         with pytest.raises(ValueError):
             call()
+
+
+def test_tensors_by_keyword_are_refused():
+    x = Tensor(np.ones(2))
+    with pytest.raises(TypeError, match=r"where takes tensors by position alone.*a="):
+        ops.where(x.value > 0, a=x, b=0.0)
+
+
+@pytest.mark.parametrize("bounds", [(np.zeros((2, 1)), np.ones((2, 1))), (0.0, None), (None, 1.0)])
+def test_clip_broadcasts_its_limits(xp, bounds):
+    x = np.array([-0.5, 0.3, 1.5])
+    low, high = (b if b is None or isinstance(b, float) else xp.asarray(b) for b in bounds)
+    t = Tensor(xp.asarray(x))
+    y = ops.clip(t, low, high)
+    np.testing.assert_array_equal(to_numpy(y), np.clip(x, *bounds))
+    repeats = to_numpy(y).size // 3
+    expected = repeats * (np.clip(x, *(b if b is None else np.min(b) for b in bounds)) == x)
+    np.testing.assert_array_equal(to_numpy(grad(y.sum(), [t])[0]), expected)
+
+
+def test_astype_is_for_floating_point_numbers():
+    with pytest.raises(TypeError, match="between floating-point types"):
+        Tensor(np.ones(2)).astype(int)
+
+
+def test_a_cotangent_may_be_a_list_or_a_number():
+    x = Tensor(np.ones(2, np.float32))
+    (g,) = grad(x * 2, [x], [1.0, 3.0])
+    np.testing.assert_array_equal(g, [2.0, 6.0])
+    assert g.dtype == np.float32
+    assert grad((x * 2).sum(), [x], 2.0)[0].tolist() == [4.0, 4.0]

@@ -40,10 +40,14 @@ BLOCK_BYTES = 1 << 22
 
 def _pair(value, name: str, least: int) -> tuple[int, int]:
     """``value``, an int or a pair of ints, as a pair; both at least ``least``."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+    try:
+        pair = tuple(value) if hasattr(value, "__len__") else (value, value)
+        first, second = (operator.index(v) for v in pair)  # NumPy's integers as well
+    except (TypeError, ValueError):
+        first = second = least - 1
+    if min(first, second) < least:
         raise ValueError(f"{name} must be an int ≥ {least} or a pair of them, got {value!r}")
-    return pair
+    return first, second
 
 
 def _count(length: int, kernel: int, stride: int, padding: int, axis: str) -> int:
@@ -131,6 +135,8 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     ------
     ValueError
         If the shapes do not go together or no window fits.
+    TypeError
+        If the images are integers.
     """
     stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
     if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1]:
@@ -138,14 +144,20 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
             "conv2d takes images (N, C, H, W) and filters (O, C, kh, kw) with the same C, "
             f"got {x.shape} and {w.shape}"
         )
+    if x.dtype.kind != "f":
+        raise TypeError(
+            f"conv2d takes images of floating-point numbers, not {x.dtype}: "
+            "divide bytes by 255 and convert them to float32"
+        )
     o, _, *kernel = w.shape
     for i, axis in enumerate(("height", "width")):
         _count(x.shape[2 + i], kernel[i], stride[i], padding[i], axis)
     windows = _windows(_padded(_channels_first(x), padding), kernel, stride)
     filters = w.reshape(o, -1)  # (O, C·kh·kw)
     xp = array_module(x)
-    y = xp.empty((o, *windows.shape[3:]), x.dtype)  # (O, P, Q, N)
-    y_rows = y.reshape(o, y.shape[1], -1).transpose(1, 0, 2)  # (P, O, Q·N), a view
+    p, q, n = windows.shape[3:]
+    y = xp.empty((o, p, q, n), xp.result_type(x, w))
+    y_rows = y.reshape(o, p, q * n).transpose(1, 0, 2)  # (P, O, Q·N), a view
     for rows in _row_blocks(windows):
         columns = _by_rows(windows[:, :, :, rows].copy())  # (p, C·kh·kw, Q·N)
         xp.matmul(filters, columns, out=y_rows[rows])
@@ -169,12 +181,23 @@ def conv2d_dx(g, w, *, size, stride=1, padding=0):
     Returns
     -------
     (N, C, H, W)
+
+    Raises
+    ------
+    ValueError
+        If ``g`` has not as many windows as images of that size.
     """
     (sh, sw), (ph, pw) = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
     (o, c, kh, kw), (n, _, p, q), (h, wd) = w.shape, g.shape, size
+    fits = _count(h, kh, sh, ph, "height"), _count(wd, kw, sw, pw, "width")
+    if fits != (p, q):
+        raise ValueError(
+            f"images of size {(h, wd)} have {fits} windows, so g must be (N, {o}, {fits[0]}, "
+            f"{fits[1]}), got {g.shape}"
+        )
     xp, filters = array_module(g), w.reshape(o, -1).T  # (C·kh·kw, O)
     g_rows = _channels_first(g).reshape(o, p, q * n).transpose(1, 0, 2)  # (P, O, Q·N), a view
-    x = xp.zeros((c, h + 2 * ph, wd + 2 * pw, n), g.dtype)
+    x = xp.zeros((c, h + 2 * ph, wd + 2 * pw, n), xp.result_type(g, w))
     windows = _windows(x, (kh, kw), (sh, sw))  # (C, kh, kw, P, Q, N), overlapping views of x
     for rows in _row_blocks(windows):
         columns = filters @ g_rows[rows]  # (p, C·kh·kw, Q·N)
@@ -202,10 +225,10 @@ def conv2d_dw(x, g, *, kernel_size, stride=1, padding=0):
     (O, C, kh, kw)
     """
     stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
-    xp, c, o = array_module(x), x.shape[1], g.shape[1]
+    xp, c, (n, o, p, q) = array_module(x), x.shape[1], g.shape
     windows = _windows(_padded(_channels_first(x), padding), kernel_size, stride)
-    g_rows = _channels_first(g).reshape(o, g.shape[2], -1).transpose(1, 2, 0)  # (P, Q·N, O)
-    w = xp.zeros((c * kernel_size[0] * kernel_size[1], o), x.dtype)  # (C·kh·kw, O)
+    g_rows = _channels_first(g).reshape(o, p, q * n).transpose(1, 2, 0)  # (P, Q·N, O), a view
+    w = xp.zeros((c * kernel_size[0] * kernel_size[1], o), xp.result_type(x, g))  # (C·kh·kw, O)
     for rows in _row_blocks(windows):
         columns = _by_rows(windows[:, :, :, rows].copy())  # (p, C·kh·kw, Q·N)
         w += (columns @ g_rows[rows]).sum(0)  # added up over rows
@@ -231,6 +254,12 @@ defvjp(
 
 
 # ------------------------------------------------------------------------------------ pooling
+
+
+def _checked(x):
+    if x.ndim != 4:
+        raise ValueError(f"pooling takes images (N, C, H, W), got {x.shape}")
+    return x
 
 
 def _offsets(size, kernel_size, stride):
@@ -267,7 +296,7 @@ def max_pool2d(x, *, kernel_size, stride=None):
     -------
     (N, C, P, Q) with P = ⌊(H - kh) / stride⌋ + 1, and Q likewise.
     """
-    parts = [x[offset] for offset in _offsets(x.shape[2:], kernel_size, stride)]
+    parts = [x[offset] for offset in _offsets(_checked(x).shape[2:], kernel_size, stride)]
     return functools.reduce(array_module(x).maximum, parts)
 
 
@@ -317,7 +346,7 @@ defvjp(pool_put, lambda g, y, g1, winners, *, size, **how: pool_take(g, winners,
 @primitive
 def avg_pool2d(x, *, kernel_size, stride=None):
     """The mean of every window; arguments and shapes as for :func:`max_pool2d`."""
-    parts = [x[offset] for offset in _offsets(x.shape[2:], kernel_size, stride)]
+    parts = [x[offset] for offset in _offsets(_checked(x).shape[2:], kernel_size, stride)]
     return functools.reduce(operator.add, parts) / len(parts)
 
 

@@ -58,6 +58,8 @@ defvjp(broadcast_to, lambda g, y, x, shape: _fit(g, x))
 @primitive
 def astype(x, dtype):
     """``x`` in another floating-point precision."""
+    if np.dtype(dtype).kind != "f":
+        raise TypeError(f"astype differentiates between floating-point types, got {dtype!r}")
     return x.astype(dtype)
 
 
@@ -246,11 +248,19 @@ defvjp(
 
 @primitive
 def clip(x, low, high):
-    """``x`` limited to [low, high]. The gradient passes inside, the limits included."""
-    return array_module(x).clip(x, low, high)
+    """``x`` limited to [low, high], arrays or numbers; ``None`` is no limit.
+
+    The gradient passes inside, the limits included.
+    """
+    return array_module(x, low, high).clip(x, low, high)
 
 
-defvjp(clip, lambda g, y, x, low, high: g * ((x >= low) & (x <= high)))
+def _clip_rule(g, y, x, low, high):
+    inside = _value(x) == _value(y)
+    return _fit(g * inside, x)
+
+
+defvjp(clip, _clip_rule)
 
 
 @primitive
@@ -271,7 +281,7 @@ def leaky_relu(x, slope=0.01):
     return array_module(x).where(x > 0, x, slope * x)
 
 
-defvjp(leaky_relu, lambda g, y, x, slope=0.01: where(x > 0, g, slope * g))
+defvjp(leaky_relu, lambda g, y, x, slope=0.01: _fit(where(x > 0, g, slope * g), x))
 
 
 @primitive
@@ -495,6 +505,16 @@ def concatenate(arrays: Sequence[Array | Tensor], axis: int = 0):
     return _concatenate(*arrays, axis=axis)
 
 
+def stack(arrays: Sequence[Array | Tensor], axis: int = 0):
+    """The arrays, all of one shape, side by side along a new axis."""
+    axis = range(arrays[0].ndim + 1)[axis]  # never negative, and an error if there is no such axis
+    shape = arrays[0].shape[:axis] + (1,) + arrays[0].shape[axis:]
+    return _concatenate(*[reshape(x, shape) for x in arrays], axis=axis)
+
+
+# --------------------------------------------------------------------- a batch on several cores
+
+
 @primitive
 def join(*pieces):
     """The pieces of a batch, computed side by side, as one: concatenation along axis 0.
@@ -531,13 +551,6 @@ def by_examples(f: Callable, x: Array | Tensor, least: int = 16):
     count = 2 * -(-n // 128)
     edges = [n * i // count for i in range(count + 1)]
     return join(*in_threads(lambda piece: f(x[piece]), [slice(*edge) for edge in pairwise(edges)]))
-
-
-def stack(arrays: Sequence[Array | Tensor], axis: int = 0):
-    """The arrays, all of one shape, side by side along a new axis."""
-    axis = range(arrays[0].ndim + 1)[axis]  # never negative, and an error if there is no such axis
-    shape = arrays[0].shape[:axis] + (1,) + arrays[0].shape[axis:]
-    return _concatenate(*[reshape(x, shape) for x in arrays], axis=axis)
 
 
 # --------------------------------------------------------------- the same as operators and methods

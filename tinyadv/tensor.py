@@ -62,6 +62,12 @@ def primitive(fun: Callable) -> Callable:
 
     @functools.wraps(fun)
     def operation(*args, **kwargs):
+        for name, arg in kwargs.items():
+            if isinstance(arg, Tensor):
+                raise TypeError(
+                    f"{fun.__name__} takes tensors by position alone: keyword arguments, such as "
+                    f"{name}=, are not differentiated"
+                )
         for arg in args:
             if isinstance(arg, Tensor):
                 break
@@ -345,11 +351,28 @@ class _Walk:
         place, result = self.place[id(node)], []
         for i, parent in enumerate(node.args):
             if isinstance(parent, Tensor) and id(parent) in self.needed:
-                share = _rule(node.operation, i)(g, output, *args, **node.kwargs)
-                if share.dtype != parent.dtype:
-                    share = share.astype(parent.dtype)
-                result.append((parent, (place, i, share)))
+                result.append((parent, (place, i, self.share(node, i, g, output, args))))
         return result
+
+    def share(self, node: Tensor, i: int, g, output, args):
+        """What argument ``i`` of a node gets, in that argument's shape and dtype."""
+        rule, name = _rule(node.operation, i), node.operation.__name__
+        try:
+            share = rule(g, output, *args, **node.kwargs)
+        except TypeError as error:
+            if self.create_graph:
+                error.add_note(
+                    f"The rule of {name} for argument {i} was given tensors, for a gradient of "
+                    "the gradient: write it with tinyadv.ops, not with NumPy."
+                )
+            raise
+        if getattr(share, "shape", None) != node.args[i].shape:
+            raise ValueError(
+                f"the rule of {name} for argument {i} must return a gradient of that argument's "
+                f"shape {node.args[i].shape}, got {share!r:.80}"
+            )
+        dtype = node.args[i].dtype
+        return share if share.dtype == dtype else share.astype(dtype)
 
 
 def _nodes_below(y: Tensor) -> list[Tensor]:
@@ -403,9 +426,11 @@ def _checked_cotangent(y, inputs, cotangent, unused):
                 "reduce it (.sum(), .mean()), or give a cotangent of that shape"
             )
         return array_module(y.value).ones_like(y.value)
+    if not hasattr(cotangent, "dtype"):  # a number or a list
+        cotangent = array_module(y.value).asarray(cotangent)
     if cotangent.shape != y.shape:
         raise ValueError(f"the cotangent must have shape {y.shape}, got {cotangent.shape}")
-    return cotangent
+    return cotangent if cotangent.dtype == y.dtype else cotangent.astype(y.dtype)
 
 
 def value_and_grad(f: Callable, inputs: Sequence[Array], **options) -> tuple[Array, list[Array]]:
@@ -425,10 +450,16 @@ def value_and_grad(f: Callable, inputs: Sequence[Array], **options) -> tuple[Arr
     gradients : list of array
         In the order and the shapes of ``inputs``.
     """
-    tensors = [Tensor(x) for x in inputs]
+    tensors = [Tensor(x) for x in _checked_list(inputs)]
     y = f(*tensors)
     gradients = grad(y, tensors, **options)
     return y.value, gradients
+
+
+def _checked_list(inputs) -> Sequence[Array]:
+    if not isinstance(inputs, (list, tuple)):
+        raise TypeError(f"expected a list of input arrays, got {type(inputs).__name__}: write [x]")
+    return inputs
 
 
 # ------------------------------------------------------------------------------------ the check
@@ -468,12 +499,15 @@ def check_grads(
     AssertionError
         If they differ, with both numbers.
     TypeError
-        If an input is not float64.
+        If an input is not a float64 array.
     """
     rng = np.random.default_rng(rng)
-    for position, x in enumerate(inputs):
-        if x.dtype != np.float64:
-            raise TypeError(f"check_grads needs float64: input {position} is {x.dtype}")
+    if order < 1:
+        raise ValueError(f"order must be 1 or more, got {order}")
+    for position, x in enumerate(_checked_list(inputs)):
+        if getattr(x, "dtype", None) != np.float64:
+            kind = getattr(x, "dtype", type(x).__name__)
+            raise TypeError(f"check_grads needs float64 arrays: input {position} is {kind}")
     xp = array_module(*inputs)
     tensors = [Tensor(x) for x in inputs]
     y = f(*tensors)
