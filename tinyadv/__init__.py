@@ -2,14 +2,15 @@
 
 The modules in the order in which one learns them:
 
-backend     which module's functions to call: NumPy's or CuPy's
-tensor      the engine: Tensor, grad, and how an operation gets its gradient rules
-ops, conv   the operations
-losses      what training descends and attacks ascend
-layers      operations with weights; models: the networks by name
-data        images to learn from
-optim       how gradients change weights; checkpoint: keeping them; train: the loop
-evaluate    how good the result is
+tensor       the engine: Tensor, grad, and how an operation gets its gradient rules
+ops, conv    the operations
+losses       what training descends and attacks ascend
+layers       operations with weights; models: the networks by name
+optim        how gradients change weights
+data         images to learn from
+train        the loop; checkpoint: what makes it resumable
+evaluate     how good the result is
+backend      NumPy or CuPy: whose functions to call; threads: how several cores share a batch
 """
 
 from tinyadv import backend, checkpoint, conv, data, evaluate, layers, losses, models, ops, optim

@@ -300,7 +300,8 @@ class _Walk:
         self.gradients: dict[int, Any] = {}
         self.ready: list[Tensor] = []  # a stack: a thread follows one path as far as it goes
         self.busy = 0  # threads that have taken a node and may make others ready
-        self.changed = threading.Condition()
+        self.lock = threading.Lock()  # for all of the above
+        self.changed = threading.Condition(self.lock)
         # A thread costs more than it brings unless the tape has long branches, cut on purpose.
         self.branches = max((len(n.args) for n in nodes if n.operation in BRANCHING), default=1)
 
@@ -315,7 +316,7 @@ class _Walk:
     def take_nodes(self) -> None:
         """Take one ready node after the other until the walk is over."""
         while True:
-            with self.changed:
+            with self.lock:
                 while self.busy and not self.ready:
                     self.changed.wait()
                 if not self.ready:
@@ -326,21 +327,23 @@ class _Walk:
             try:
                 shares = self.pass_on(node)
             finally:  # after an error nothing is ready any more, and every thread comes to its end
-                with self.changed:
+                with self.lock:
                     for parent, share in shares:
                         self.shares.setdefault(id(parent), []).append(share)
                         self.to_come[id(parent)] -= 1
                         if self.to_come[id(parent)] == 0:
                             self.ready.append(parent)
                     self.busy -= 1
-                    if len(self.ready) > 1 or not self.busy:
+                    if self.branches > 1:
                         self.changed.notify_all()
 
     def pass_on(self, node: Tensor) -> list:
         """Apply the rules of a node: pairs of an argument and its share."""
-        # In the order of the tape, whichever thread came first: sums of floating-point numbers
-        # depend on their order.
-        shares = sorted(self.shares.pop(id(node)), key=lambda share: share[:2])
+        shares = self.shares.pop(id(node))
+        if len(shares) > 1:
+            # In the order of the tape, whichever thread came first: sums of floating-point numbers
+            # depend on their order.
+            shares.sort(key=lambda share: share[:2])
         g = functools.reduce(operator.add, [share for _, _, share in shares])
         if id(node) in self.asked_for:
             self.gradients[id(node)] = g
