@@ -26,11 +26,11 @@ trainings on 60,000 handwritten digits, about two and a half minutes.
 
 **What to look for.** The untrained network has a loss above ln 10, the loss of giving each digit
 the probability 1/10. The training loop has fifteen lines, and `tinyadv.fit` does the same bit by
-bit. After ten epochs the network reads about 99 % of the printed digits, in typefaces that it has never
-seen. From epoch to epoch the test accuracy goes up and down, for the learning rate never gets
-smaller. On MNIST the slides report 99.5 % in training and 99.1 % in validation. The mean of three
-seeds is 99.6 % in training and, on the test images, 99.1 % after the last epoch and 99.2 % after
-the best one.
+bit. After ten epochs the network reads about 99 % of the printed digits, in typefaces that it has
+never seen. From epoch to epoch the test accuracy goes up and down, for the learning rate never
+gets smaller. On MNIST the slides report 99.5 % in training and 99.1 % in validation. The mean of
+three seeds is 99.6 % in training and, on the test images, 99.1 % after the last epoch and 99.2 %
+after the best one.
 
 **What was shortened.** Printed digits in the place of MNIST, 10,000 instead of 60,000, unless you
 ask for MNIST. Nothing is held back to choose the epoch with: the slides' "validation" is on the
@@ -164,9 +164,9 @@ assert apart < 1e-5
 # ## What the untrained network says
 #
 # It knows nothing, and guesses right one time in ten. Whoever gives each of K classes the
-# probability 1/K has a loss of −log(1/K) = ln K. The network's is higher: its first logits are as large as its
-# weights happen to make them, so it is sure of some of its guesses, and a sure guess that is wrong
-# costs more than a doubtful one.
+# probability 1/K has a loss of −log(1/K) = ln K. The network's is higher: its first logits are as
+# large as its weights happen to make them, so it is sure of some of its guesses, and a sure guess
+# that is wrong costs more than a doubtful one.
 
 # %%
 untrained_loss = float(losses.cross_entropy(model(x_test[:500]), y_test[:500]))

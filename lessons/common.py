@@ -42,6 +42,8 @@ LESSONS = Path(__file__).resolve().parent
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, GREY = "#56B4E9", "#CC79A7", "#767676"
 
+GREY_IMAGES = ("glyphs", "mnist", "fashion")  # 28×28, as the networks of most lessons take them
+
 STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
@@ -49,6 +51,7 @@ STYLE = {
     "axes.titlesize": 12,
     "figure.titlesize": 12,
     "axes.titlelocation": "left",
+    "axes.formatter.min_exponent": 4,  # on a log axis 0.6, and not 6 × 10⁻¹
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": plt.cycler(color=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, GREY]),
@@ -58,7 +61,7 @@ STYLE = {
 }
 
 
-def arguments(doc: str, datasets: Sequence[str] = tinyadv.data.NAMES, **extra: tuple):
+def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **extra: tuple):
     """The flags of a lesson, as an ``argparse.Namespace``; also sets the style of the figures.
 
     Parameters
@@ -80,7 +83,7 @@ def arguments(doc: str, datasets: Sequence[str] = tinyadv.data.NAMES, **extra: t
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     flag = parser.add_argument
-    names = datasets or tinyadv.data.NAMES
+    names = datasets or GREY_IMAGES
     used = f"the images; default: {names[0]}" if datasets else "not used in this lesson"
     flag("--data", choices=names, default=names[0], help=used)
     flag("--seed", type=int, default=0, metavar="N", help="of all random numbers; default: 0")
@@ -101,6 +104,8 @@ def arguments(doc: str, datasets: Sequence[str] = tinyadv.data.NAMES, **extra: t
     args = parser.parse_args(["--show"] if in_notebook else None)
     if args.quick and args.full:
         parser.error("--quick and --full exclude each other")
+    if args.seed < 0:
+        parser.error(f"argument --seed: must be ≥ 0, got {args.seed}")
     # What differs from the defaults: it goes into the names of files and the recorded command.
     args.given = {
         name: value
@@ -273,6 +278,10 @@ def cached_model(key: dict, build: Callable, train: Callable):
     return model
 
 
+RMSPROP = {"lr": 0.001, "rho": 0.9, "epsilon": 1e-7}  # Keras's defaults
+BATCH = 128  # images in a step
+
+
 def train_cnn(model, data: tinyadv.data.Dataset, epochs: int, seed: int) -> tinyadv.train.History:
     """The training of lesson 02, and of the slides: RMSprop with Keras's defaults, batches of 128.
 
@@ -286,20 +295,23 @@ def train_cnn(model, data: tinyadv.data.Dataset, epochs: int, seed: int) -> tiny
     seed : int
         Of the shuffling.
     """
-    rmsprop = tinyadv.optim.RMSprop(model.parameters())
-    return tinyadv.fit(model, data, rmsprop, epochs, batch_size=128, rng=seed)
+    rmsprop = tinyadv.optim.RMSprop(model.parameters(), **RMSPROP)
+    return tinyadv.fit(model, data, rmsprop, epochs, batch_size=BATCH, rng=seed)
 
 
 def trained_cnn(args, data: tinyadv.data.Dataset):
     """The network of lesson 02, trained once for each data set, seed and backend, and then kept."""
-    epochs = 3 if args.quick else 10
+    epochs, init = 3 if args.quick else 10, "he_normal"
 
     def build():
-        return tinyadv.models.slides_cnn(args.seed).to(args.backend)
+        return tinyadv.models.slides_cnn(args.seed, init=init).to(args.backend)
 
     key = {
         "network": "slides_cnn",
-        "training": "train_cnn",
+        "init": init,
+        "optimizer": "RMSprop",
+        **RMSPROP,
+        "batch_size": BATCH,
         "data": data.name,
         "images": len(data.x_train),
         "epochs": epochs,

@@ -85,6 +85,25 @@ def test_tuples_come_back_as_lists(tmp_path):
     assert load_state(tmp_path / "a.npz") == {"t": [1, 2]}
 
 
+def test_numbers_of_numpy_come_back_as_numbers_of_python(tmp_path):
+    state = {"a": np.float32(0.5), "b": [np.int64(3), np.float64(0.1)], "c": {"d": np.bool_(True)}}
+    save_state(tmp_path / "a.npz", state)
+    assert same(load_state(tmp_path / "a.npz"), {"a": 0.5, "b": [3, 0.1], "c": {"d": True}})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as on Unix")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_umask_decides_who_may_read(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_state(tmp_path / "a.npz", STATE)
+        (tmp_path / "b").touch()
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.npz").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
 def test_nothing_is_pickled(path):
     with np.load(path, allow_pickle=False) as file:
         assert len(file.files) == 3
@@ -103,7 +122,7 @@ def test_nothing_is_pickled(path):
         ({"\ud800": np.ones(1)}, ValueError, "printable string"),
         ({1: 2}, ValueError, "got 1"),
         ({"a": {1, 2}}, TypeError, "set is not JSON serializable"),
-        ({"a": np.float32(1)}, TypeError, "float32 is not JSON serializable"),
+        ({"a": np.complex64(1)}, TypeError, "complex64 is not JSON serializable"),
         ({"a": [np.ones(2)]}, TypeError, "ndarray is not JSON serializable"),
         ({"a": Tensor(np.ones(2))}, TypeError, "Tensor is not JSON serializable"),
         ({"a": np.array([{}, None])}, TypeError, "'a' holds Python objects"),

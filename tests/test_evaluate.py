@@ -36,6 +36,8 @@ def test_defaults_and_plain_functions():
     assert accuracy(MODEL, X, (RIGHT + 1) % 4) == 0.0
     assert accuracy(lambda x: LOGITS[: len(x)], X, Y) == pytest.approx(15 / 23)  # arrays, no tensor
     assert type(accuracy(MODEL, X, Y)) is float
+    assert accuracy(MODEL, X, Y.tolist()) == accuracy(MODEL, X, Y.astype(np.uint8))
+    assert accuracy(MODEL, list(X), Y.tolist()) == accuracy(MODEL, X, Y)
 
 
 def test_batch_size_bounds_the_memory():
@@ -77,8 +79,12 @@ def test_the_attack_comes_first(xp):
 def test_errors():
     with pytest.raises(ValueError, match="needs one example at least"):
         accuracy(MODEL, X[:0], Y[:0])
-    with pytest.raises(ValueError, match="same length, got 23 and 22"):
-        accuracy(MODEL, X, Y[1:])
+    for labels in (Y[1:], Y[:, None], Y[0]):
+        with pytest.raises(ValueError, match=r"integers of shape \(23,\).*got int64 of shape \("):
+            accuracy(MODEL, X, labels)
+    for labels in (Y.astype(float), Y == 1, np.eye(4)[Y]):
+        with pytest.raises(ValueError, match=r"labels must be integers.*got (float64|bool)"):
+            accuracy(MODEL, X, labels)
     for batch_size in (0, -1):
         with pytest.raises(ValueError, match="batch_size must be at least 1"):
             accuracy(MODEL, X, Y, batch_size=batch_size)

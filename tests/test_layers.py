@@ -263,6 +263,15 @@ def test_layers_refuse_what_their_operations_refuse():
     x = np.zeros((1, 1, 4, 4), np.float32)
     with pytest.raises(ValueError, match="kernel_size must be an int ≥ 1"):
         Conv2d(1, 1, 0)
+    for make in (MaxPool2d, AvgPool2d):
+        with pytest.raises(ValueError, match="kernel_size must be an int ≥ 1"):
+            make(0)
+    for make in (lambda **how: Conv2d(1, 1, 2, **how), lambda **how: MaxPool2d(2, **how),
+                 lambda **how: AvgPool2d(2, **how)):  # fmt: skip
+        with pytest.raises(ValueError, match="stride must be an int ≥ 1"):
+            make(stride=0)
+    with pytest.raises(ValueError, match="padding must be an int ≥ 0"):
+        Conv2d(1, 1, 2, padding=(0, -1))
     for layer in (Conv2d(1, 1, 5), MaxPool2d(5), AvgPool2d(5)):
         with pytest.raises(ValueError, match="does not fit into an image"):
             layer(x)
@@ -303,6 +312,62 @@ def test_a_module_of_ones_own():
     other.scale.value[:] = 5
     other.load_state_dict(model.state_dict())
     np.testing.assert_allclose(other(VECTORS).value, model(VECTORS).value, rtol=1e-5)
+
+
+def test_parameters_at_any_depth():
+    class Nested(Module):
+        def __init__(self):
+            self.blocks = [[Dense(4, 4, rng=1), Dense(4, 3, bias=False, rng=2)], []]
+            self.parts = {"key": Dense(4, 3, bias=False, rng=3), 1: ({"b": Tensor(np.ones(3))},)}
+
+        def __call__(self, x):
+            first, second = self.blocks[0]
+            return second(first(x)) + self.parts["key"](x) * self.parts[1][0]["b"]
+
+    model = Nested()
+    names = ["blocks.0.0.weight", "blocks.0.0.bias", "blocks.0.1.weight", "parts.key.weight",
+             "parts.1.0.b"]  # fmt: skip
+    assert list(model.state_dict()) == names
+    gradients = grad(ops.sum(model(VECTORS)), model.parameters(), unused="raise")
+    assert len(gradients) == len(names)
+
+
+class Centre(Module):
+    """Subtracts the mean of the batch; notes how large the batches are."""
+
+    by_example = False
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self, x):
+        self.sizes.append(len(x))
+        return x - ops.mean(x, axis=0, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda layer: layer,
+        lambda layer: Sequential(ReLU(), layer),
+        lambda layer: Sequential(Sequential(layer)),
+        lambda layer: layer.__call__,  # a function: nothing is known of it
+    ],
+)
+def test_a_layer_that_looks_at_the_batch_gets_it_whole(wrap):
+    x = RNG.random((40, 1, 6, 6), np.float32)
+    centre = Centre()
+    out = Sequential(Conv2d(1, 2, 3), wrap(centre))(x)
+    assert centre.sizes == [40]
+    assert out.shape == (40, 2, 4, 4)
+    np.testing.assert_allclose(out.value.mean(0), 0, atol=1e-5)
+
+
+def test_other_layers_get_pieces_of_a_large_batch():
+    centre = Centre()
+    centre.by_example = True  # as if it had not been said
+    Sequential(Conv2d(1, 2, 3), centre)(RNG.random((40, 1, 6, 6), np.float32))
+    assert len(centre.sizes) > 1 and sum(centre.sizes) == 40
 
 
 def test_a_module_needs_a_call():

@@ -214,22 +214,58 @@ def test_a_state_continues_bit_by_bit(case, xp):
     expected = take_steps(optimizer, [2, 3], xp)  # after the state was taken: it holds copies
     assert all(type(slot) is np.ndarray for slot in state["slots"].values())
 
-    resumed = kind([Tensor(xp.asarray(w)) for w in weights], **options | {"lr": 99.0})
+    resumed = kind([Tensor(xp.asarray(w)) for w in weights], **options)
     resumed.load_state_dict(state)
     assert (resumed.lr, resumed.steps) == (optimizer.lr, 2)
     assert_same_bits(expected, take_steps(resumed, [2, 3], xp))
+
+
+def test_another_learning_rate_is_kept(case):
+    kind, _, options = case
+    optimizer = kind(parameters(), **options)
+    optimizer.lr *= 0.5
+    other = kind(parameters(), **options | {"lr": 0.7})
+    other.load_state_dict(optimizer.state_dict())
+    assert other.lr == 0.7
+    again = kind(parameters(), **options | {"lr": 0.7})
+    again.load_state_dict(other.state_dict() | {"lr": 0.6})  # it ran on, down to 0.6
+    assert again.lr == 0.6
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SGD, {"momentum": 0.6}),
+        (SGD, {"momentum": 0.5, "nesterov": True}),
+        (SGD, {"momentum": 0.5, "weight_decay": 0.1}),
+        (RMSprop, {"rho": 0.6}),
+        (RMSprop, {"epsilon": 0.6}),
+        (Adam, {"beta1": 0.6}),
+        (Adam, {"beta2": 0.6}),
+        (Adam, {"epsilon": 0.6}),
+    ],
+)
+def test_a_state_with_other_options_changes_nothing(kind, options):
+    optimizer = kind(parameters(), **{"momentum": 0.5} if kind is SGD else {})
+    other = kind(parameters(), **options)
+    take_steps(other, [0])
+    name, value = list(options.items())[-1]
+    with pytest.raises(ValueError, match=f"'{name}': {value}.*this one has .*'{name}': "):
+        optimizer.load_state_dict(other.state_dict())
+    assert optimizer.steps == 0
+    assert not any(slot.any() for slots in optimizer.slots for slot in slots)
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
         (Adam(parameters()), "belongs to Adam, not to SGD"),
-        (SGD(parameters()), "other parameters: it has slots {},"),
+        (SGD(parameters()), "'momentum': 0.0.*'momentum': 0.5"),
         (SGD(parameters()[:2], momentum=0.5), r"this optimizer needs {'0.velocity': \(3, 4\)"),
         (SGD([*parameters(), Tensor(np.ones(1))], momentum=0.5), r"'5.velocity': \(1,\)"),
         (SGD(parameters()[::-1], momentum=0.5), "other parameters"),
     ],
-    ids=["kind", "no slots", "fewer", "more", "other shapes"],
+    ids=["kind", "options", "fewer", "more", "other shapes"],
 )
 def test_a_state_of_something_else_changes_nothing(other, message):
     optimizer = SGD(parameters(), lr=0.1, momentum=0.5)
@@ -239,7 +275,9 @@ def test_a_state_of_something_else_changes_nothing(other, message):
         optimizer.load_state_dict(other.state_dict())
     after = optimizer.state_dict()
     assert_same_bits(before.pop("slots").values(), after.pop("slots").values())
-    assert before == after == {"kind": "SGD", "lr": 0.1, "steps": 1}
+    options = {"momentum": 0.5, "nesterov": False, "weight_decay": 0.0}
+    own = {"kind": "SGD", "options": options, "initial_lr": 0.1, "lr": 0.1, "steps": 1}
+    assert before == after == own
 
 
 # ---- errors -------------------------------------------------------------------------------------
@@ -261,14 +299,38 @@ def test_rates_are_not_negative(kind, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"momentum": 1.0}, "momentum must be from 0 to 1, got 1.0"),
-        ({"momentum": -0.1}, "momentum must be from 0 to 1"),
+        ({"momentum": 1.0}, "expected 0 ≤ momentum < 1, got 1.0"),
+        ({"momentum": -0.1}, "expected 0 ≤ momentum < 1"),
         ({"nesterov": True}, "nesterov needs a momentum above 0"),
     ],
 )
 def test_momentum_errors(options, message):
     with pytest.raises(ValueError, match=message):
         SGD(parameters(), **options)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(RMSprop, "rho"), (Adam, "beta1"), (Adam, "beta2")])
+def test_ranges_of_running_means(kind, name):
+    kind(parameters(), **{name: 0.0})
+    for value in (-0.1, 1.0, np.nan):
+        with pytest.raises(ValueError, match=f"expected 0 ≤ {name} < 1, got {value}"):
+            kind(parameters(), **{name: value})
+    for value in (0, -1e-8, np.nan):
+        with pytest.raises(ValueError, match="epsilon must be > 0"):
+            kind(parameters(), epsilon=value)
+
+
+def test_no_parameter_twice():
+    params = parameters()
+    with pytest.raises(ValueError, match="given twice"):
+        SGD([*params, params[0]])
+
+
+def test_gradients_are_arrays():
+    optimizer = SGD(parameters())
+    with pytest.raises(TypeError, match=r"arrays, got Tensors.*take the \.value"):
+        optimizer.step(parameters())
+    assert optimizer.steps == 0
 
 
 @pytest.mark.parametrize(
@@ -321,6 +383,12 @@ def test_cosine():
     rates = [schedule(epoch) for epoch in (0, 5, 10, 25)]
     assert rates == pytest.approx([0.4, 0.2, 0, 0], abs=1e-15)
     assert schedule(10 / 3) == pytest.approx(0.3)  # the cosine of 60° is a half
+
+
+@pytest.mark.parametrize("epochs", [0, -1, np.nan])
+def test_cosine_needs_time(epochs):
+    with pytest.raises(ValueError, match="epochs must be > 0, got"):
+        cosine(0.4, epochs)
 
 
 @given(lr=RATES, epochs=st.floats(0.1, 100), times=st.tuples(TIMES, TIMES))

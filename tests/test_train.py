@@ -262,19 +262,47 @@ def test_plot():
     assert list(axes) == list(given)
 
 
+def test_plot_without_validation():
+    import matplotlib.pyplot as plt
+
+    _, accuracy = quick_fit(mlp(), epochs=2, validate=False).plot()
+    assert [text.get_text() for text in accuracy.get_legend().texts] == ["training"]
+    plt.close(accuracy.figure)
+
+
+@pytest.mark.parametrize("losses", [[0.9, 0.3], [0.71, 0.63], [2.3, 0.002], [0.5, 0.5], [300, 20]])
+def test_the_loss_is_labelled_with_plain_numbers(losses):
+    import matplotlib.pyplot as plt
+
+    n = [1, 2]
+    left, _ = History(n, losses, [0.5, 0.6], [0.5, 0.6], [0.1, 0.1], [1.0, 1.0]).plot()
+    left.figure.canvas.draw()
+    labels = [tick.get_text() for tick in left.get_yticklabels(which="both")]
+    assert sum(bool(label) for label in labels) >= 2
+    for label in labels:
+        assert re.fullmatch(r"(\d+(\.\d+)?|1e-05)?", label)
+    plt.close(left.figure)
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": -1}, "epochs must be ≥ 0.*got -1, 16 and None"),
-        ({"batch_size": 0}, "batch_size and checkpoint_steps ≥ 1"),
-        ({"checkpoint_steps": 0, "checkpoint": "a.npz"}, "batch_size and checkpoint_steps ≥ 1"),
+        ({"epochs": -1}, "epochs must be an int ≥ 0, got -1"),
+        ({"epochs": 1.5}, "epochs must be an int ≥ 0, got 1.5"),
+        ({"batch_size": 0}, "batch_size must be an int ≥ 1, got 0"),
+        ({"batch_size": 16.0}, "batch_size must be an int ≥ 1, got 16.0"),
+        ({"checkpoint_steps": 0, "checkpoint": "a.npz"}, "checkpoint_steps must be an int ≥ 1"),
         ({"checkpoint_steps": 5}, "need checkpoint=, the file to keep state in"),
         ({"resume": True}, "need checkpoint=, the file to keep state in"),
         ({"data": Dataset("", DATA.x_train[:0], DATA.y_train[:0], None, None, ())}, "got 0 and 0"),
         ({"data": Dataset("", DATA.x_train, DATA.y_train[1:], None, None, ())}, "got 60 and 59"),
+        (
+            {"data": Dataset("", DATA.x_train, DATA.y_train, DATA.x_test[:0], DATA.y_test[:0], ())},
+            "needs test images and a label for each, got 0 and 0; validate=False does without",
+        ),
     ],
 )
 def test_arguments_that_make_no_sense(options, message):
@@ -282,6 +310,35 @@ def test_arguments_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         quick_fit(model, **options)
     assert outcome(model, History()) == outcome(mlp(), History())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": 0.1}, "schedule must be a function of the epoch.*got 0.1"),
+        ({"data": (DATA.x_train, DATA.y_train)}, "needs data.x_train.*got tuple without"),
+        (
+            {"data": Dataset("", DATA.x_train, DATA.y_train, None, None, ())},
+            "needs data.x_test.*validate=False does without",
+        ),
+        (
+            {"objective": lambda model, x, y: cross_entropy(model(x), y)},
+            r"must return \(loss, logits\), both Tensors, got Tensor",
+        ),
+        ({"objective": lambda model, x, y: (1.0, model(x))}, r"got \['float', 'Tensor'\]"),
+        ({"objective": lambda model, x, y: None}, "got NoneType"),
+    ],
+)
+def test_arguments_of_another_kind(options, message):
+    model = mlp()
+    with pytest.raises(TypeError, match=message):
+        quick_fit(model, **options)
+    assert outcome(model, History()) == outcome(mlp(), History())
+
+
+def test_a_batch_size_of_numpy(tmp_path):
+    quick_fit(mlp(), batch_size=np.int64(16), checkpoint=tmp_path / "a.npz")
+    quick_fit(mlp(), batch_size=16, checkpoint=tmp_path / "a.npz", resume=True)
 
 
 def test_the_optimizer_of_another_model():
@@ -455,11 +512,11 @@ def test_without_resume_an_old_state_is_replaced(tmp_path):
     [
         (
             {"batch_size": 15},
-            "'batch_size': 16.*this one has.*'batch_size': 15.*another checkpoint",
+            "with batch_size = 16, this one has batch_size = 15: .*another checkpoint",
         ),
-        ({"make": cnn}, "belong to another network"),
+        ({"make": cnn}, "belongs to other parameters"),
         ({"kind": "momentum"}, "belongs to Adam, not to SGD"),
-        ({"bits": np.random.MT19937}, "PCG64|MT19937"),
+        ({"bits": np.random.MT19937}, "generator = PCG64, this one has generator = MT19937"),
     ],
 )
 def test_resuming_with_something_else(options, message, tmp_path):
@@ -469,14 +526,55 @@ def test_resuming_with_something_else(options, message, tmp_path):
         noisy_run(checkpoint=path, resume=True, **options)
 
 
+def resumed_with(path, make, **options):
+    """The model and its optimiser after going on from ``path`` with other settings."""
+    model = mlp()
+    optimizer = make(model.parameters())
+    how = {"epochs": 2, "batch_size": BATCH, "checkpoint": path, "resume": True} | options
+    try:
+        history = fit(model, DATA, optimizer, progress=False, **how)
+    except ValueError as error:
+        return model, optimizer, str(error)
+    return model, optimizer, history
+
+
+def test_a_mismatch_changes_no_weight(tmp_path):
+    path = tmp_path / "a.npz"
+    quick_fit(mlp(), checkpoint=path)
+    for make, options, message in [
+        (lambda p: optim.SGD(p, 0.1, momentum=0.5), {}, "'momentum': 0.0.*'momentum': 0.5"),
+        (lambda p: optim.SGD(p, 0.1, weight_decay=0.5), {}, "'weight_decay': 0.5"),
+        (optim.Adam, {}, "belongs to SGD, not to Adam"),
+        (lambda p: optim.SGD(p, 0.1), {"batch_size": 5}, "batch_size = 16"),
+    ]:
+        model, optimizer, answer = resumed_with(path, make, **options)
+        assert re.search(message, answer)
+        assert outcome(model, History()) == outcome(mlp(), History()) and optimizer.steps == 0
+
+
+def test_another_learning_rate_is_what_one_gets(tmp_path):
+    path = tmp_path / "a.npz"
+    quick_fit(mlp(), lr=0.1, checkpoint=path)
+    _, _, history = resumed_with(path, lambda p: optim.SGD(p, 0.01))
+    assert history.lr == [0.1, 0.01]
+
+
+def test_another_schedule_is_what_one_gets(tmp_path):
+    path = tmp_path / "a.npz"
+    quick_fit(mlp(), checkpoint=path, schedule=optim.constant(0.2))
+    schedule = optim.constant(0.05)
+    _, _, history = resumed_with(path, lambda p: optim.SGD(p, 0.1), schedule=schedule)
+    assert history.lr == [0.2, 0.05]
+
+
 def test_resuming_with_other_data(tmp_path):
     path = tmp_path / "a.npz"
     quick_fit(mlp(), checkpoint=path)
     less = Dataset("", DATA.x_train[1:], DATA.y_train[1:], DATA.x_test, DATA.y_test, ())
-    with pytest.raises(ValueError, match=r"'examples': 60.*this one has {'examples': 59"):
+    with pytest.raises(ValueError, match="with examples = 60, this one has examples = 59"):
         quick_fit(mlp(), checkpoint=path, resume=True, data=less)
     save_weights(path, mlp())
-    with pytest.raises(ValueError, match="written by a run with None"):
+    with pytest.raises(ValueError, match=r"is no training state, it holds \['weights'\]"):
         quick_fit(mlp(), checkpoint=path, resume=True)
 
 

@@ -26,7 +26,7 @@ class CheckpointError(RuntimeError):
 def save_state(path: str | os.PathLike, state: dict) -> None:
     """Write a nested dictionary of arrays, numbers, strings, lists and ``None``.
 
-    A tuple comes back as a list.
+    A tuple comes back as a list, and a NumPy number as a Python one.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def save_state(path: str | os.PathLike, state: dict) -> None:
         return rest
 
     # In a folder of their own, no array has the name of INFO or of an argument of np.savez.
-    info = json.dumps(split(state, "state/"))
+    info = json.dumps(split(state, "state/"), default=_python_number)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -63,10 +63,22 @@ def save_state(path: str | os.PathLike, state: dict) -> None:
             np.savez(file, **arrays, **{INFO: np.frombuffer(info.encode(), np.uint8)})
             file.flush()
             os.fsync(file.fileno())
+        umask = os.umask(0)  # there is no other way to read it
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # as of any new file; mkstemp's is its owner's alone
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _python_number(value):
+    """For JSON, which does not know NumPy's numbers."""
+    if isinstance(value, (np.bool_, np.integer, np.floating)):
+        return value.item()
+    raise TypeError(
+        f"{type(value).__name__} is not JSON serializable: make it an array or a number"
+    )
 
 
 def load_state(path: str | os.PathLike) -> dict:

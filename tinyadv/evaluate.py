@@ -57,10 +57,16 @@ def accuracy(
     Raises
     ------
     ValueError
-        If there are no examples, or not as many labels.
+        If there are no examples, or ``y`` is not one integer for each.
     """
+    x, y = (v if hasattr(v, "shape") else np.asarray(v) for v in (x, y))  # lists are fine
     if len(x) == 0:
         raise ValueError("accuracy needs one example at least, got none")
+    if y.shape != (len(x),) or y.dtype.kind not in "iu":  # (N, 1) would compare all with all
+        raise ValueError(
+            f"labels must be integers of shape ({len(x)},), one for each example, "
+            f"got {y.dtype} of shape {y.shape}"
+        )
     correct = 0
     for xb, yb in batches(x, y, batch_size):
         if attack is not None:

@@ -10,6 +10,7 @@ Names and shapes of parameters are PyTorch's: a state dict made here loads into 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -64,18 +65,25 @@ class Module:
     ...         return self.factor * x
     >>> Scale().state_dict()
     {'factor': array([1.], dtype=float32)}
+
+    Parameters may also lie in lists, tuples and dictionaries of any depth, alone or in modules:
+    ``self.parts = {"key": [Scale()]}`` has the parameter ``parts.key.0.factor``.
+
+    ``by_example`` says that a module treats each example on its own, so that a batch may be cut
+    into pieces. Set it to False in a layer that looks at the whole batch, such as batch
+    normalisation, or draws random numbers: pieces would each have their own mean, and draw in the
+    order in which threads come to them.
     """
+
+    by_example = True
 
     def __call__(self, x):
         raise NotImplementedError(f"{type(self).__name__} needs a method __call__(self, x)")
 
     def children(self) -> Iterator[tuple[str, object]]:
-        """The attributes, with their names; lists and tuples of modules one by one."""
+        """The attributes, with their names; what lists, tuples and dictionaries hold one by one."""
         for name, value in vars(self).items():
-            if isinstance(value, (list, tuple)):
-                yield from ((f"{name}.{i}", part) for i, part in enumerate(value))
-            else:
-                yield name, value
+            yield from _parts(name, value)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Names such as ``"0.weight"`` and the parameters, in the order of their definition."""
@@ -85,6 +93,11 @@ class Module:
             elif isinstance(value, Module):
                 for inner, parameter in value.named_parameters():
                     yield f"{name}.{inner}", parameter
+
+    def _all_by_example(self) -> bool:
+        """``by_example`` of this module and of all modules in it."""
+        inner = (value for _, value in self.children() if isinstance(value, Module))
+        return self.by_example and all(module._all_by_example() for module in inner)
 
     def parameters(self) -> list[Tensor]:
         """All parameters, in the order of their definition; one that is used twice, once."""
@@ -136,8 +149,24 @@ class Module:
         return self
 
 
+def _parts(name: str, value) -> Iterator[tuple[str, object]]:
+    """``value``, or what it holds if it is a list, a tuple or a dictionary, with names."""
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _parts(f"{name}.{key}", part)
+    else:
+        yield name, value
+
+
 class Sequential(Module):
-    """The layers one after another, named by their position."""
+    """The layers one after another, named by their position.
+
+    With a :class:`Conv2d` among them, a large batch is cut into pieces that several cores work on;
+    it stays whole if a layer, or a module inside one, has ``by_example = False`` or is a plain
+    function, of which nothing is known.
+    """
 
     def __init__(self, *layers: Module):
         self.layers = list(layers)
@@ -147,7 +176,9 @@ class Sequential(Module):
 
     def __call__(self, x):
         # Convolution and pooling use one core; products of matrices use all by themselves.
-        if any(isinstance(layer, Conv2d) for layer in self.layers):
+        slow = any(isinstance(layer, Conv2d) for layer in self.layers)
+        known = all(isinstance(layer, Module) for layer in self.layers)
+        if slow and known and self._all_by_example():
             return ops.by_examples(self._apply, x)
         return self._apply(x)
 
@@ -188,6 +219,7 @@ class Conv2d(Module):
     def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=0,
                  bias=True, init="he_normal", rng=0):  # fmt: skip
         kh, kw = conv._pair(kernel_size, "kernel_size", 1)
+        conv._pair(stride, "stride", 1), conv._pair(padding, "padding", 0)  # errors here, not later
         self.weight = _initial_weights(rng, (out_channels, in_channels, kh, kw), init)
         self.bias = Tensor(np.zeros(out_channels, np.float32)) if bias else None
         self.stride, self.padding = stride, padding
@@ -225,10 +257,18 @@ class Dense(Module):
 # ----------------------------------------------------------------------- layers without weights
 
 
+def _check_windows(kernel_size, stride) -> None:
+    """Raise ValueError when the layer is made, not when it is first called."""
+    conv._pair(kernel_size, "kernel_size", 1)
+    if stride is not None:
+        conv._pair(stride, "stride", 1)
+
+
 class MaxPool2d(Module):
     """The largest pixel of every window: (N, C, H, W) -> (N, C, P, Q)."""
 
     def __init__(self, kernel_size, *, stride=None):
+        _check_windows(kernel_size, stride)
         self.kernel_size, self.stride = kernel_size, stride
 
     def __call__(self, x):
@@ -242,6 +282,7 @@ class AvgPool2d(Module):
     """The mean of every window: (N, C, H, W) -> (N, C, P, Q)."""
 
     def __init__(self, kernel_size, *, stride=None):
+        _check_windows(kernel_size, stride)
         self.kernel_size, self.stride = kernel_size, stride
 
     def __call__(self, x):
@@ -255,7 +296,7 @@ class Flatten(Module):
     """(N, C, H, W) -> (N, C·H·W)."""
 
     def __call__(self, x):
-        return ops.reshape(x, (x.shape[0], -1))
+        return ops.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
     def __repr__(self) -> str:
         return "Flatten()"

@@ -25,27 +25,32 @@ class Optimizer:
     """What all optimisers share: parameters, a learning rate, and *slots*.
 
     Slots are arrays that an optimiser keeps for each parameter, such as a running mean of its
-    gradients. A subclass names them in ``slot_names`` and writes its formula in ``_update``.
+    gradients. A subclass names them in ``slot_names``, names the numbers of its formula in
+    ``option_names``, and writes the formula in ``_update``.
 
     Parameters
     ----------
     params : list of Tensor
         Their arrays are changed in place by :meth:`step`.
     lr : float
-        The learning rate; it may be set at any time.
+        The learning rate at the start; the attribute ``lr`` may be set at any time.
     weight_decay : float
         Adds weight_decay · parameter to each gradient: an L2 penalty of half that factor.
     """
 
     slot_names: tuple[str, ...] = ()
+    option_names: tuple[str, ...] = ("weight_decay",)
 
     def __init__(self, params: Sequence[Tensor], lr: float, weight_decay: float):
         self.params = list(params)
         if not self.params or not all(isinstance(p, Tensor) for p in self.params):
             raise TypeError("an optimizer takes a list of Tensors, such as model.parameters()")
+        if len(set(map(id, self.params))) < len(self.params):
+            raise ValueError("a parameter is given twice, and would be changed twice in a step")
         if not lr >= 0 or not weight_decay >= 0:
             raise ValueError(f"lr and weight_decay must be ≥ 0, got {lr} and {weight_decay}")
-        self.lr, self.weight_decay = lr, weight_decay
+        self.weight_decay = weight_decay
+        self.lr = self.initial_lr = float(lr)
         self.steps = 0  # how many have been taken
         self.slots = [
             [array_module(p.value).zeros_like(p.value, order="C") for _ in self.slot_names]
@@ -62,9 +67,16 @@ class Optimizer:
 
         Raises
         ------
+        TypeError
+            If the gradients are tensors.
         ValueError
             If there are more or fewer gradients than parameters, or a shape differs.
         """
+        if any(isinstance(g, Tensor) for g in grads):
+            raise TypeError(
+                "expected gradients that are arrays, got Tensors, as grad(…, create_graph=True) "
+                "returns them: take the .value of each"
+            )
         shapes, expected = [g.shape for g in grads], [p.shape for p in self.params]
         if shapes != expected:
             raise ValueError(f"expected gradients of shapes {expected}, got {shapes}")
@@ -87,26 +99,55 @@ class Optimizer:
 
     def state_dict(self) -> dict:
         """All that :meth:`load_state_dict` needs to go on as if nothing had happened."""
-        slots = {name: to_numpy(array).copy() for name, array in self._named_slots().items()}
-        return {"kind": type(self).__name__, "lr": self.lr, "steps": self.steps, "slots": slots}
+        return {
+            "kind": type(self).__name__,
+            "options": self._options(),
+            "initial_lr": self.initial_lr,
+            "lr": self.lr,
+            "steps": self.steps,
+            "slots": {name: to_numpy(array).copy() for name, array in self._named_slots().items()},
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over a state. ValueError if it is that of another optimiser or other parameters."""
+        """Take over a state.
+
+        The learning rate is taken over as well, unless this optimiser was made with another one
+        than that of the state: then it keeps its own, and training goes on with that.
+
+        Raises
+        ------
+        ValueError
+            If the state is that of another kind of optimiser, of one with other options, or of
+            other parameters. Nothing is changed then.
+        """
+        self._check_state(state)
+        for name, array in self._named_slots().items():
+            array[...] = array_module(array).asarray(state["slots"][name])
+        self.steps = state["steps"]
+        if state["initial_lr"] == self.initial_lr:
+            self.lr = state["lr"]
+
+    def _check_state(self, state: dict) -> None:
         if state.get("kind") != type(self).__name__:
             raise ValueError(
                 f"this state belongs to {state.get('kind')}, not to {type(self).__name__}"
             )
-        own, saved = self._named_slots(), state["slots"]
-        expected = {name: array.shape for name, array in own.items()}
-        shapes = {name: array.shape for name, array in saved.items()}
+        saved, options = state.get("options"), self._options()
+        if saved != options:
+            raise ValueError(
+                f"this state belongs to {type(self).__name__} with {saved}, this one has "
+                f"{options}: make the optimizer with the same options"
+            )
+        expected = {name: array.shape for name, array in self._named_slots().items()}
+        shapes = {name: array.shape for name, array in state["slots"].items()}
         if shapes != expected:
             raise ValueError(
                 f"this state belongs to other parameters: it has slots {shapes}, "
                 f"this optimizer needs {expected}"
             )
-        for name, array in own.items():
-            array[...] = array_module(array).asarray(saved[name])
-        self.lr, self.steps = state["lr"], state["steps"]
+
+    def _options(self) -> dict:
+        return {name: getattr(self, name) for name in self.option_names}
 
     def _named_slots(self) -> dict[str, Array]:
         return {
@@ -114,6 +155,18 @@ class Optimizer:
             for i, arrays in enumerate(self.slots)
             for name, array in zip(self.slot_names, arrays, strict=True)
         }
+
+
+def _check_share(**values: float) -> None:
+    """Of what a running mean keeps of its past."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"expected 0 ≤ {name} < 1, got {value}")
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be > 0, for it guards against 0 / 0, got {epsilon}")
 
 
 class SGD(Optimizer):
@@ -131,9 +184,10 @@ class SGD(Optimizer):
     weight_decay : float
     """
 
+    option_names = ("momentum", "nesterov", "weight_decay")
+
     def __init__(self, params, lr=0.01, *, momentum=0.0, nesterov=False, weight_decay=0.0):
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be from 0 to 1, got {momentum}")
+        _check_share(momentum=momentum)
         if nesterov and momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         self.momentum, self.nesterov = momentum, nesterov
@@ -161,8 +215,11 @@ class RMSprop(Optimizer):
     """
 
     slot_names = ("square",)
+    option_names = ("rho", "epsilon", "weight_decay")
 
     def __init__(self, params, lr=0.001, *, rho=0.9, epsilon=1e-7, weight_decay=0.0):
+        _check_share(rho=rho)
+        _check_epsilon(epsilon)
         self.rho, self.epsilon = rho, epsilon
         super().__init__(params, lr, weight_decay)
 
@@ -184,8 +241,11 @@ class Adam(Optimizer):
     """
 
     slot_names = ("mean", "square")
+    option_names = ("beta1", "beta2", "epsilon", "weight_decay")
 
     def __init__(self, params, lr=0.001, *, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0):
+        _check_share(beta1=beta1, beta2=beta2)
+        _check_epsilon(epsilon)
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         super().__init__(params, lr, weight_decay)
 
@@ -234,4 +294,6 @@ def cosine(lr: float, epochs: float) -> Schedule:
 
     Loshchilov & Hutter (2017), "SGDR", equation 5, without restarts.
     """
+    if not epochs > 0:
+        raise ValueError(f"epochs must be > 0, got {epochs}")
     return lambda epoch: lr * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))

@@ -51,14 +51,19 @@ class History:
             For the loss and for the accuracy; made if not given.
         """
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import LogLocator
 
         if axes is None:
             _, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
         left, right = axes
         left.plot(self.epoch, self.loss, "o-", color="C0")
         left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+        # Plain numbers where there is room for them: 0.5, and not 5 × 10⁻¹.
+        left.yaxis.set(minor_locator=LogLocator(subs=(2, 5)))
+        left.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
         right.plot(self.epoch, [100 * a for a in self.train_accuracy], "o-", label="training")
-        right.plot(self.epoch, [100 * a for a in self.test_accuracy], "s--", label="test")
+        if not all(map(math.isnan, self.test_accuracy)):
+            right.plot(self.epoch, [100 * a for a in self.test_accuracy], "s--", label="test")
         right.set(xlabel="epoch", ylabel="accuracy, %")
         right.legend(frameon=False)
         return axes
@@ -111,7 +116,8 @@ def fit(
     batch_size : int
     schedule : callable, optional
         ``schedule(epoch) -> learning rate``, with fractions of an epoch; see
-        :mod:`tinyadv.optim`. By default the optimiser keeps its own.
+        :mod:`tinyadv.optim`. By default the optimiser keeps its own. No state holds it: to go on
+        as before, a resumed run needs the same schedule, and with another it goes on with that.
     rng : numpy.random.Generator or int
         For the shuffling. When ``perturb`` draws from the same generator, a resumed run repeats
         its draws as well.
@@ -123,7 +129,8 @@ def fit(
     checkpoint_steps : int, optional
     resume : bool
         Go on from ``checkpoint`` if that file exists. The weights at the end are then the same, bit
-        by bit, as those of a run that was never interrupted.
+        by bit, as those of a run that was never interrupted. The optimiser must have the same
+        options; if it is made with another learning rate, training goes on with that.
     progress : bool
         A bar on a terminal, and a line for each epoch.
 
@@ -133,9 +140,12 @@ def fit(
 
     Raises
     ------
+    TypeError
+        If ``data`` is no data set, ``schedule`` no function, or ``objective`` returns something
+        else than two tensors.
     ValueError
         If an argument makes no sense, or the checkpoint belongs to other settings or to another
-        network.
+        network. Nothing is changed then.
     CheckpointError
         If the checkpoint is broken.
     FloatingPointError
@@ -146,23 +156,24 @@ def fit(
     """
     from tqdm import tqdm
 
-    if epochs < 0 or batch_size < 1 or (checkpoint_steps is not None and checkpoint_steps < 1):
-        raise ValueError(
-            "epochs must be ≥ 0, batch_size and checkpoint_steps ≥ 1, "
-            f"got {epochs}, {batch_size} and {checkpoint_steps}"
+    _check_count(epochs=epochs, least=0)
+    _check_count(batch_size=batch_size)
+    if checkpoint_steps is not None:
+        _check_count(checkpoint_steps=checkpoint_steps)
+    if schedule is not None and not callable(schedule):
+        raise TypeError(
+            f"schedule must be a function of the epoch, such as optim.constant(0.1), "
+            f"got {schedule!r}"
         )
     if (resume or checkpoint_steps) and checkpoint is None:
         raise ValueError("resume and checkpoint_steps need checkpoint=, the file to keep state in")
     parameters = model.parameters()
     if list(map(id, optimizer.params)) != list(map(id, parameters)):
         raise ValueError("the optimizer changes other parameters: make it with model.parameters()")
+    _check_data(data, validate)
     xp = array_module(*[p.value for p in parameters])
     x_train, y_train = xp.asarray(data.x_train), xp.asarray(data.y_train)
     n = len(x_train)
-    if n == 0 or len(y_train) != n:
-        raise ValueError(
-            f"fit needs training images and a label for each, got {n} and {len(y_train)}"
-        )
     if validate:
         x_test, y_test = xp.asarray(data.x_test), xp.asarray(data.y_test)
     steps = math.ceil(n / batch_size)
@@ -191,7 +202,7 @@ def fit(
                 x, y = x_train[batch], y_train[batch]
                 if perturb is not None:
                     x = perturb(model, x, y)
-                loss, logits = objective(model, x, y)
+                loss, logits = _two_tensors(objective(model, x, y))
                 optimizer.step(grad(loss, parameters))
 
                 # Sums stay on the device; float() would wait for it at every step.
@@ -220,12 +231,46 @@ def fit(
     return run.history
 
 
+def _check_count(*, least: int = 1, **count) -> None:
+    ((name, value),) = count.items()
+    if not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be an int ≥ {least}, got {value!r}")
+
+
+def _check_data(data: Dataset, validate: bool) -> None:
+    for part, kind in [("train", "training"), ("test", "test")][: 1 + validate]:
+        x, y = (getattr(data, f"{name}_{part}", None) for name in "xy")
+        hint = "; validate=False does without" if part == "test" else ""
+        if x is None or y is None:
+            raise TypeError(
+                f"fit needs data.x_{part} and data.y_{part}, as data.load('glyphs') has them, "
+                f"got {type(data).__name__} without{hint}"
+            )
+        if len(x) == 0 or len(y) != len(x):
+            raise ValueError(
+                f"fit needs {kind} images and a label for each, got {len(x)} and {len(y)}{hint}"
+            )
+
+
+def _two_tensors(result) -> tuple[Tensor, Tensor]:
+    """What an objective returned, if it is what it should."""
+    pair = isinstance(result, (tuple, list)) and len(result) == 2
+    if not pair or not all(isinstance(part, Tensor) for part in result):
+        kinds = [type(part).__name__ for part in result] if pair else type(result).__name__
+        raise TypeError(f"objective must return (loss, logits), both Tensors, got {kinds}")
+    return result
+
+
 class _Run:
     """Where a training run stands: all that changes while it goes on, and can be saved."""
 
     def __init__(self, model, optimizer, rng, examples: int, batch_size: int):
         self.model, self.optimizer, self.rng = model, optimizer, rng
-        self.settings = {"examples": examples, "batch_size": batch_size}
+        self.settings = {
+            "examples": examples,
+            "batch_size": int(batch_size),
+            "generator": type(rng.bit_generator).__name__,
+        }
         self.history = History()
         self.saved_in = None  # the file that holds the last state, if there is one
         self.epoch = 0
@@ -271,11 +316,18 @@ class _Run:
 
     def load(self, path) -> None:
         state = files.load_state(path)
-        if state.get("settings") != self.settings:
+        if "settings" not in state:
             raise ValueError(
-                f"{path} was written by a run with {state.get('settings')}, this one has "
-                f"{self.settings}: use the same settings, or another checkpoint"
+                f"{path} is no training state, it holds {sorted(state)}: give another checkpoint"
             )
+        saved = state["settings"]
+        differ = [key for key, value in self.settings.items() if saved.get(key) != value]
+        if differ:
+            raise ValueError(
+                f"{path} was written by a run with {_listed(saved, differ)}, this one has "
+                f"{_listed(self.settings, differ)}: use the same, or another checkpoint"
+            )
+        self.optimizer._check_state(state["optimizer"])  # before the weights change
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.bit_generator.state = state["rng"]
@@ -284,6 +336,10 @@ class _Run:
         for name in ("epoch", "step", "loss_sum", "correct", "seconds"):
             setattr(self, name, state[name])
         self.saved_in = path
+
+
+def _listed(settings: dict, keys: list[str]) -> str:
+    return ", ".join(f"{key} = {settings.get(key)}" for key in keys)
 
 
 def _jsonable(state: dict) -> dict:
