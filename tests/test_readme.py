@@ -65,11 +65,6 @@ def test_links_lead_to_files():
         assert (ROOT / target).is_file(), target
 
 
-def test_the_size_of_the_engine_is_as_stated():
-    stated = int(re.search(r"one file of (\d+) lines", README)[1])
-    assert len((ROOT / "tinyadv" / "tensor.py").read_text().splitlines()) == stated
-
-
 def test_the_scripts_that_it_names_exist():
     for script in re.findall(r"python ((?:lessons|tests)/\S+\.py)", README):
         assert (ROOT / script).is_file()
