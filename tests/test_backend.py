@@ -51,7 +51,7 @@ def test_other_names_are_refused_with_those_that_there_are(name):
 @pytest.mark.parametrize(
     ("cupy", "message"),
     [
-        (None, r"needs CuPy .*pip install 'tinyadv\[cuda12\]' .* or use --backend numpy$"),
+        (None, r"needs CuPy .*pip install 'cupy-cuda13x\[ctk\]' .* or use --backend numpy$"),
         (cupy_with(devices=0), "finds no CUDA device here: .* or use --backend numpy$"),
     ],
     ids=["not installed", "no device"],

@@ -49,7 +49,7 @@ def get_backend(name: str) -> ModuleType:
     except ImportError as error:
         raise BackendError(
             f"the cupy backend needs CuPy ({error}): install it with "
-            "pip install 'tinyadv[cuda12]' or 'tinyadv[cuda13]', or use --backend numpy"
+            "pip install 'cupy-cuda13x[ctk]' (cuda12x for CUDA 12), or use --backend numpy"
         ) from None
     # `import cupy` succeeds on a machine with no GPU; only this asks the driver.
     if not cupy.cuda.is_available():
