@@ -10,10 +10,23 @@ optim        how gradients change weights
 data         images to learn from
 train        the loop; checkpoint: what makes it resumable
 evaluate     how good the result is
+balls        the perturbations that an attack may choose from
 backend      NumPy or CuPy: whose functions to call; threads: how several cores share a batch
 """
 
-from tinyadv import backend, checkpoint, conv, data, evaluate, layers, losses, models, ops, optim
+from tinyadv import (
+    backend,
+    balls,
+    checkpoint,
+    conv,
+    data,
+    evaluate,
+    layers,
+    losses,
+    models,
+    ops,
+    optim,
+)
 from tinyadv.backend import array_module, get_backend, to_numpy
 from tinyadv.tensor import Tensor, check_grads, defvjp, grad, primitive, value_and_grad
 from tinyadv.train import fit
@@ -22,6 +35,7 @@ __all__ = [
     "Tensor",
     "array_module",
     "backend",
+    "balls",
     "check_grads",
     "checkpoint",
     "conv",

@@ -1,0 +1,175 @@
+"""Balls: their points, their steepest directions, their projections."""
+
+import numpy as np
+import pytest
+import strict_cupy
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import kstest
+
+from tinyadv import to_numpy
+from tinyadv.balls import L1, L2, Ball, Linf
+
+BALLS = [Linf, L2, L1]
+DUAL = {Linf: 1, L2: 2, L1: np.inf}  # the norm that says how much a step of length 1 can gain
+
+
+def rows(a):
+    return a.reshape(len(a), -1)
+
+
+def norm(ball, delta):
+    return np.linalg.norm(rows(delta), {Linf: np.inf, L2: 2, L1: 1}[type(ball)], axis=1)
+
+
+@st.composite
+def cases(draw):
+    """A ball, images in [0, 1] (some pixels at the limits), and perturbations of any size."""
+    ball = draw(st.sampled_from(BALLS))(draw(st.sampled_from([0.0, 1e-3, 0.1, 0.5, 2.0, 50.0])))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = draw(st.sampled_from([(1, 1), (4, 7), (3, 1, 2, 3)]))
+    x = np.clip(rng.uniform(-0.3, 1.3, shape), 0, 1)
+    delta = rng.standard_normal(shape) * draw(st.sampled_from([1e-4, 0.3, 1.0, 30.0]))
+    delta[rng.random(shape) < 0.2] = 0
+    limits = (-x, 1 - x) if draw(st.booleans()) else ()
+    return ball, delta, limits, rng
+
+
+def assert_within(ball, delta, limits, slack=1e-9):
+    assert (norm(ball, delta) <= ball.epsilon * (1 + slack) + 1e-15).all()
+    if limits:
+        assert (limits[0] <= delta).all() and (delta <= limits[1]).all()
+
+
+@given(cases())
+def test_a_projection_is_within_and_the_second_one_changes_nothing(case):
+    ball, delta, limits, _ = case
+    once = ball.project(delta, *limits)
+    assert once.shape == delta.shape and once.dtype == delta.dtype
+    assert_within(ball, once, limits)
+    np.testing.assert_allclose(ball.project(once, *limits), once, rtol=1e-9, atol=1e-12)
+
+
+@given(cases())
+def test_points_inside_stay_as_they_are_bit_by_bit(case):
+    ball, delta, limits, _ = case
+    inside = 0.9 * ball.project(delta, *limits)
+    np.testing.assert_array_equal(ball.project(inside, *limits), inside)
+
+
+@given(cases())
+def test_no_point_within_is_nearer(case):
+    ball, delta, limits, rng = case
+    nearest = ball.project(delta, *limits)
+    distance = (rows(nearest - delta) ** 2).sum(1)
+    for scale in (1e-3, 0.1, 1.0):
+        other = ball.project(nearest + scale * rng.standard_normal(delta.shape), *limits)
+        assert ((rows(other - delta) ** 2).sum(1) >= distance * (1 - 1e-9) - 1e-12).all()
+
+
+def by_root_finding(ball, v, low, high):
+    """The projection by solving for its multiplier numerically, one example at a time."""
+    shapes = {
+        L2: lambda t: np.clip(v / (1 + t), low, high),
+        L1: lambda t: np.clip(np.sign(v) * np.maximum(abs(v) - t, 0), low, high),
+    }
+    point, order = shapes[type(ball)], {L2: 2, L1: 1}[type(ball)]
+    excess = lambda t: np.linalg.norm(point(t), order) - ball.epsilon
+    if excess(0.0) <= 0:
+        return point(0.0)
+    return point(brentq(excess, 0.0, 1e4, xtol=1e-13, rtol=1e-14))
+
+
+@pytest.mark.parametrize("boxed", [False, True], ids=["ball", "ball and box"])
+@pytest.mark.parametrize("kind", [L2, L1])
+def test_ten_thousand_projections_agree_with_a_slow_exact_solver(kind, boxed):
+    rng, ball = np.random.default_rng(0), kind(0.8)
+    x, v = rng.random((10_000, 6)), rng.standard_normal((10_000, 6))
+    v[rng.random(v.shape) < 0.1] = 0
+    x = np.where(rng.random(v.shape) < 0.1, np.round(x), x)  # some pixels lie at their limits
+    low, high = (-x, 1 - x) if boxed else (np.full_like(x, -np.inf), np.full_like(x, np.inf))
+    expected = [by_root_finding(ball, *example) for example in zip(v, low, high, strict=True)]
+    np.testing.assert_allclose(ball.project(v, low, high), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", BALLS)
+def test_a_random_point_is_in_the_ball_and_in_the_box(kind):
+    rng = np.random.default_rng(0)
+    x = np.clip(rng.uniform(-0.2, 1.2, (500, 1, 3, 3)), 0, 1).astype(np.float32)
+    delta = kind(0.3).random(x, 0)
+    assert delta.dtype == np.float32 and delta.shape == x.shape
+    assert_within(kind(0.3), delta.astype(float), (), slack=1e-5)
+    assert (x + delta >= -1e-7).all() and (x + delta <= 1 + 1e-7).all()
+    np.testing.assert_array_equal(delta, kind(0.3).random(x, np.random.default_rng(0)))
+    assert not np.array_equal(delta, kind(0.3).random(x, 1))
+    assert not kind(0.0).random(x, 0).any()
+
+
+@pytest.mark.parametrize("kind", BALLS)
+def test_random_points_are_uniform_in_the_ball_and_not_on_its_shell(kind):
+    """The share of the volume within radius r is (r / ε)^D."""
+    x, ball = np.full((4000, 3), 0.5), kind(0.4)
+    delta = ball.random(x, 0)
+    assert kstest((norm(ball, delta) / ball.epsilon) ** 3, "uniform").pvalue > 1e-3
+    assert abs(delta.mean(0)).max() < 0.02
+
+
+@given(cases())
+def test_the_steepest_direction_has_length_1_and_gains_the_dual_norm(case):
+    ball, g, _, _ = case
+    d = ball.steepest(g)
+    gain, best = (rows(d) * rows(g)).sum(1), np.linalg.norm(rows(g), DUAL[type(ball)], axis=1)
+    np.testing.assert_allclose(gain, best, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(norm(ball, d), (best > 0).astype(float), rtol=1e-9)
+
+
+def test_the_steepest_direction_of_tiny_and_of_zero_gradients():
+    tiny = np.full((1, 4), 1e-30, np.float32)
+    for kind in BALLS:
+        assert norm(kind(1), kind(1).steepest(tiny))[0] == pytest.approx(1, rel=1e-5)
+        assert not kind(1).steepest(0 * tiny).any()
+
+
+def test_the_l1_direction_may_be_shared_among_the_largest():
+    g = np.array([[3.0, -2.0, 2.0, 0.5]])
+    np.testing.assert_array_equal(L1(1, pixels=1).steepest(g), [[1, 0, 0, 0]])
+    np.testing.assert_array_equal(L1(1, pixels=2).steepest(g), [[0.5, -0.5, 0, 0]])
+    np.testing.assert_allclose(L1(1, pixels=9).steepest(g), np.sign(g) / 4)
+    assert L1(1, pixels=2) != L1(1, pixels=3) and L1(1) == L1(1) and L1(1) != L2(1)
+
+
+@pytest.mark.parametrize("kind", BALLS)
+def test_a_gpu_gives_the_same_and_is_never_waited_for(kind, device):
+    rng, ball = np.random.default_rng(0), kind(0.7)
+    x = rng.random((5, 1, 3, 4), dtype=np.float32)
+    v = rng.standard_normal(x.shape).astype(np.float32)
+    on_device = device.asarray(x), device.asarray(v)
+
+    def everything(x, v):
+        return [ball.random(x, 0), ball.steepest(v), ball.project(v), ball.project(v, -x, 1 - x)]
+
+    if device is strict_cupy:
+        with strict_cupy.count() as counted:
+            results = everything(*on_device)
+        assert counted.syncs == 0
+    else:
+        results = everything(*on_device)
+    for result, expected in zip(results, everything(x, v), strict=True):
+        np.testing.assert_allclose(to_numpy(result), expected, rtol=1e-5, atol=1e-6)
+        assert result.dtype == np.float32
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, float("nan")])
+@pytest.mark.parametrize("kind", BALLS)
+def test_a_radius_is_not_negative(kind, epsilon):
+    with pytest.raises(ValueError, match=f"epsilon must be ≥ 0, got {epsilon}"):
+        kind(epsilon)
+
+
+def test_mistakes_of_other_kinds():
+    with pytest.raises(ValueError, match="pixels must be ≥ 1, got 0"):
+        L1(1, pixels=0)
+    for method in ("norm", "steepest", "project"):
+        with pytest.raises(NotImplementedError):
+            getattr(Ball(1.0), method)(np.ones((1, 2)))

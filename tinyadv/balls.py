@@ -1,0 +1,262 @@
+"""Balls: the perturbations that an attack may choose from, and three questions about them.
+
+    δ   (N, …)   perturbations, one for each example; x + δ is what the network sees
+    ε            the ball's radius, in pixel values 0–1: ‖δ‖ ≤ ε
+    v   (N, D)   the same with each example as a row of D numbers
+
+A ball answers: what is a *random* point in it, which direction is *steepest* (raises a linear
+function most, for a step of length 1), and which of its points is nearest to a given one, its
+*projection*? With these three, projected gradient descent is one loop for all norms.
+
+Images have another limit: pixels lie in [0, 1]. Clipping after projecting can leave a point that is
+not the nearest one of ball and box together, so ``project`` takes limits for δ as well, and the
+nearest point within both is found exactly, by sorting. Nothing here waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyadv.backend import array_module
+from tinyadv.tensor import Array
+
+
+@dataclass(frozen=True)
+class Ball:
+    """All δ with ‖δ‖ ≤ ε, in the norm that a subclass stands for.
+
+    Parameters
+    ----------
+    epsilon : float
+        The radius, in pixel values 0–1.
+
+    Raises
+    ------
+    ValueError
+        If ``epsilon`` is negative or NaN.
+    """
+
+    epsilon: float
+
+    def __post_init__(self):
+        if not self.epsilon >= 0:
+            raise ValueError(f"epsilon must be ≥ 0, got {self.epsilon}")
+
+    def norm(self, delta: Array) -> Array:
+        """The norm of each example's perturbation: (N, …) -> (N,)."""
+        raise NotImplementedError
+
+    def random(self, x: Array, rng: np.random.Generator | int) -> Array:
+        """A random δ for each image of ``x`` (N, …), with x + δ in [0, 1].
+
+        Drawn on the host, so that every backend sees the same numbers.
+        """
+        raise NotImplementedError
+
+    def steepest(self, g: Array) -> Array:
+        """The direction d with ‖d‖ = 1 and the largest <g, d>: (N, …) -> (N, …).
+
+        Where g is zero there is no direction, and the result is zero.
+        """
+        raise NotImplementedError
+
+    def project(self, delta: Array, low: Array | None = None, high: Array | None = None) -> Array:
+        """The nearest point to ``delta`` within the ball, and between ``low`` and ``high``.
+
+        Parameters
+        ----------
+        delta : (N, …)
+        low, high : arrays of the same shape, optional
+            Limits for δ, low ≤ 0 ≤ high: for an image x in [0, 1] they are -x and 1 - x.
+
+        Returns
+        -------
+        (N, …); points inside come back as they are, bit by bit.
+        """
+        raise NotImplementedError
+
+
+def _rows(delta):  # (N, …) -> (N, D)
+    return delta.reshape(len(delta), -1)
+
+
+def _limited(xp, delta, low, high):
+    """``delta`` between its limits, as far as there are any."""
+    if low is not None:
+        delta = xp.maximum(delta, low)
+    return delta if high is None else xp.minimum(delta, high)
+
+
+def _room(xp, delta, low, high):
+    """How far each number may go in its own direction, as rows: (N, D), ∞ without limits."""
+    infinite = xp.full_like(delta, xp.inf)
+    up = infinite if high is None else high
+    down = infinite if low is None else -low
+    return _rows(xp.where(delta > 0, up, down))
+
+
+def _at(xp, rows, index):
+    """One number of each row: (N, D), (N,) -> (N, 1)."""
+    return xp.take_along_axis(rows, index[:, None], axis=1)
+
+
+class Linf(Ball):
+    """‖δ‖∞ = max |δ_i|: no pixel changes by more than ε."""
+
+    def norm(self, delta):
+        return abs(_rows(delta)).max(1)
+
+    def random(self, x, rng):
+        # Ball and box are both products of intervals, and so is what they share.
+        xp, u = array_module(x), np.random.default_rng(rng).random(x.shape)
+        low, high = xp.maximum(-x, -self.epsilon), xp.minimum(1 - x, self.epsilon)
+        return low + (high - low) * xp.asarray(u.astype(x.dtype))
+
+    def steepest(self, g):
+        return array_module(g).sign(g)
+
+    def project(self, delta, low=None, high=None):
+        xp = array_module(delta)
+        return _limited(xp, xp.clip(delta, -self.epsilon, self.epsilon), low, high)
+
+
+class L2(Ball):
+    """‖δ‖₂ = (Σ δ_i²)^½: the length of the perturbation is at most ε."""
+
+    def norm(self, delta):
+        return array_module(delta).sqrt((_rows(delta) ** 2).sum(1))
+
+    def random(self, x, rng):
+        # A normal vector has no preferred direction. The share of the volume within radius r is
+        # (r/ε)ᴰ, so a uniform point has radius ε·u^(1/D).
+        rng, dimension = np.random.default_rng(rng), x[0].size
+        direction = rng.standard_normal((len(x), dimension))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        radius = self.epsilon * rng.random((len(x), 1)) ** (1 / dimension)
+        return _into_box(x, radius * direction)
+
+    def steepest(self, g):
+        xp, v = array_module(g), _rows(g)
+        # Divided by the largest number first, for squares of 1e-30 are zero in float32.
+        v = v / _positive(xp, abs(v).max(1, keepdims=True))
+        v = v / _positive(xp, xp.sqrt((v * v).sum(1, keepdims=True)))
+        return v.reshape(g.shape)
+
+    def project(self, delta, low=None, high=None):
+        """With a multiplier for the ball, the nearest point is s·δ, limited, for some s ≤ 1.
+
+        Each number follows s·|δ_i| until it meets its limit b_i at s = b_i / |δ_i|. Sorted by that,
+        the length of s·δ, limited, is known at all these points, and ε lies between two of them.
+        """
+        xp = array_module(delta)
+        inside = _limited(xp, delta, low, high)
+        size, room = abs(_rows(delta)), _room(xp, delta, low, high)
+        # s at which each number meets its limit; what is zero never does.
+        meets = xp.where(size > 0, room / _positive(xp, size), xp.inf)
+        order = xp.argsort(meets, axis=1)
+        meets, size, room = (xp.take_along_axis(a, order, axis=1) for a in (meets, size, room))
+        # For s between meets[k - 1] and meets[k]: length² = Σ_{i<k} b_i² + s² Σ_{i≥k} δ_i².
+        zero = xp.zeros_like(size[:, :1])
+        finite = xp.where(xp.isfinite(room), room, 0)
+        met = xp.concatenate([zero, xp.cumsum(finite**2, axis=1)], axis=1)[:, :-1]
+        free = xp.cumsum((size**2)[:, ::-1], axis=1)[:, ::-1]
+        s = xp.sqrt(xp.maximum(self.epsilon**2 - met, 0) / _positive(xp, free))
+        k = (s > meets).sum(1)  # numbers that meet their limit before the length is ε
+        s = _at(xp, s, xp.minimum(k, size.shape[1] - 1))
+        shrunk = _limited(xp, delta * s.reshape((-1,) + (1,) * (delta.ndim - 1)), low, high)
+        return _keep_inside(xp, self, inside, shrunk)
+
+
+@dataclass(frozen=True)
+class L1(Ball):
+    """‖δ‖₁ = Σ |δ_i|: all changes together are at most ε.
+
+    Parameters
+    ----------
+    epsilon : float
+    pixels : int
+        How many numbers of each example the steepest direction shares its length among. One is
+        what the definition says; with more, a step is not lost where a pixel has reached its limit
+        (Tramèr & Boneh 2019, "Adversarial training and robustness for multiple perturbations").
+
+    Raises
+    ------
+    ValueError
+        If ``epsilon`` is negative or ``pixels`` is below 1.
+    """
+
+    pixels: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pixels < 1:
+            raise ValueError(f"pixels must be ≥ 1, got {self.pixels}")
+
+    def norm(self, delta):
+        return abs(_rows(delta)).sum(1)
+
+    def random(self, x, rng):
+        # D numbers of an exponential distribution, with one more for the room that is left, divided
+        # by their sum: uniform in the simplex. Random signs make it the ball.
+        rng, dimension = np.random.default_rng(rng), x[0].size
+        shares = rng.standard_exponential((len(x), dimension + 1))
+        shares = shares[:, 1:] / shares.sum(1, keepdims=True)
+        signs = 2 * rng.integers(0, 2, shares.shape) - 1
+        return _into_box(x, self.epsilon * signs * shares)
+
+    def steepest(self, g):
+        xp, v = array_module(g), _rows(g)
+        count = min(self.pixels, v.shape[1])
+        # The places by rank, so that equal numbers do not all count.
+        rank = xp.argsort(xp.argsort(-abs(v), axis=1), axis=1)
+        d = xp.where(rank < count, xp.sign(v), 0)
+        return (d / _positive(xp, abs(d).sum(1, keepdims=True))).reshape(g.shape)
+
+    def project(self, delta, low=None, high=None):
+        """The nearest point takes the same λ off every |δ_i|, down to 0, and then limits it.
+
+        As λ falls from the largest |δ_i|, number i sets out at λ = |δ_i| and meets its limit b_i at
+        λ = |δ_i| - b_i. Between these points the norm grows by 1 for each number under way. Sorted,
+        the norm is known at all of them, and ε lies between two. Without limits this is the
+        projection of Duchi et al. (2008), "Efficient projections onto the l1-ball".
+        """
+        xp = array_module(delta)
+        inside = _limited(xp, delta, low, high)
+        size, room = abs(_rows(delta)), _room(xp, delta, low, high)
+        points = xp.maximum(xp.concatenate([size, size - room], axis=1), 0)  # λ, (N, 2D)
+        change = xp.concatenate([xp.ones_like(size), -xp.ones_like(size)], axis=1)
+        order = xp.argsort(-points, axis=1)
+        points, change = (xp.take_along_axis(a, order, axis=1) for a in (points, change))
+        under_way = xp.cumsum(change, axis=1)
+        grown = under_way[:, :-1] * (points[:, :-1] - points[:, 1:])
+        norm = xp.concatenate([xp.zeros_like(size[:, :1]), xp.cumsum(grown, axis=1)], axis=1)
+        k = xp.maximum((norm <= self.epsilon).sum(1) - 1, 0)  # the last point with a norm within ε
+        at, growth = _at(xp, points, k), _at(xp, under_way, k)
+        rest = (self.epsilon - _at(xp, norm, k)) / xp.maximum(growth, 1)
+        taken = xp.maximum(at - rest, 0)
+        v = xp.sign(_rows(delta)) * xp.maximum(size - taken, 0)
+        shrunk = _limited(xp, v.reshape(delta.shape), low, high)
+        return _keep_inside(xp, self, inside, shrunk)
+
+
+def _positive(xp, a):
+    """``a`` with ones in the place of zeros, to divide by."""
+    return xp.where(a > 0, a, 1)
+
+
+def _keep_inside(xp, ball: Ball, inside, shrunk):
+    """Points that limits alone bring into the ball as they are, the others shrunk."""
+    fits = (ball.norm(inside) <= ball.epsilon).reshape((-1,) + (1,) * (inside.ndim - 1))
+    return xp.where(fits, inside, shrunk)
+
+
+def _into_box(x, delta):
+    """``delta``, drawn as float64 rows on the host, on the images' backend, with x + δ in [0, 1].
+
+    Limiting single pixels only makes a perturbation smaller, so it stays in the ball.
+    """
+    xp = array_module(x)
+    delta = xp.asarray(delta.reshape(x.shape).astype(x.dtype))
+    return xp.clip(delta, -x, 1 - x)
