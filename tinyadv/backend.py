@@ -90,8 +90,8 @@ def keep_freed_memory() -> bool:
     """Ask the C library to keep freed memory for the next array, instead of returning it.
 
     A network's arrays have a few megabytes each. By default glibc fetches each such block from the
-    operating system and gives it back, and the page faults of fresh memory then cost more than the
-    arithmetic: over half the time of a training step. Importing tinyadv calls this function once;
+    operating system and gives it back, and the page faults of fresh memory then cost about as much
+    as the arithmetic of the smaller networks. Importing tinyadv calls this function once;
     set the environment variable ``TINYADV_KEEP_MEMORY=0`` beforehand to leave the C library alone.
 
     Returns

@@ -17,7 +17,7 @@ def slides_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
     """The CNN of Shusen Wang's slides on evasion attacks, for 28×28 grey images: 38,390 parameters.
 
     The slides name no initialisation. He's is made for ReLUs; Keras's own, ``"glorot_uniform"``,
-    ends some tenths of a per cent lower on MNIST.
+    ended one or two tenths of a percentage point lower on MNIST.
     """
     how = {"rng": np.random.default_rng(rng), "init": init}
     return Sequential(

@@ -266,8 +266,7 @@ defvjp(clip, _clip_rule)
 @primitive
 def relu(x):
     """max(x, 0). The gradient at 0 is 0."""
-    # With two finite bounds or infinite ones NumPy clips four bytes in the time in which
-    # `maximum(x, 0)` takes one: measured 0.08 against 0.28 ms for 737,000 numbers.
+    # Not `maximum(x, 0)`: for 737,000 float32 numbers NumPy 2.4 took 0.28 ms, for this 0.08 ms.
     xp = array_module(x)
     return xp.clip(x, 0, xp.inf)
 
