@@ -19,7 +19,7 @@ import numpy as np
 
 from tinyadv.backend import array_module
 from tinyadv.tensor import BRANCHING, Array, Tensor, _value, defvjp, primitive
-from tinyadv.threads import in_threads
+from tinyadv.threads import in_threads, inside
 
 # -------------------------------------------------------------------------- shape and dtype, first
 
@@ -528,7 +528,9 @@ BRANCHING.add(join)
 
 
 def by_examples(f: Callable, x: Array | Tensor, least: int = 16):
-    """``f(x)``, the batch cut into pieces that several cores work on. On a GPU, just ``f(x)``.
+    """``f(x)``, the batch cut into pieces that several cores work on.
+
+    On a GPU, and where ``x`` is such a piece itself, this is just ``f(x)``.
 
     Parameters
     ----------
@@ -543,7 +545,7 @@ def by_examples(f: Callable, x: Array | Tensor, least: int = 16):
     (N, …), what ``f(x)`` would return
     """
     n = x.shape[0]
-    if n < least or array_module(_value(x)) is not np:
+    if n < least or inside() or array_module(_value(x)) is not np:
         return f(x)
     # Two pieces at least, of 64 examples at most: large enough to outweigh the cost of a thread,
     # small enough for the caches.

@@ -22,13 +22,22 @@ except AttributeError:  # not on every system
     CORES = os.cpu_count() or 1
 
 
+_this_thread = threading.local()
+
+
+def inside() -> bool:
+    """Whether the running code is one of several pieces already, and should not be cut again."""
+    return getattr(_this_thread, "inside", False)
+
+
 def side_by_side(work: Callable[[], None], threads: int) -> None:
     """Call ``work()`` in ``threads`` threads at once, this one among them, and wait for all.
 
     ``work`` takes what there is to do from a common store until that is empty, so it does not
-    matter if some of the threads never come to run. An error in one of them is raised here.
+    matter if some of the threads never come to run. An error in one of them is raised here. Within
+    another such work there is nothing to gain, and this thread does it all.
     """
-    threads = min(threads, CORES)
+    threads = 1 if inside() else min(threads, CORES)
     if threads < 2:
         return work()
     with one_blas_thread:
@@ -41,16 +50,20 @@ def side_by_side(work: Callable[[], None], threads: int) -> None:
                     future.result()
 
 
-def in_threads(work: Callable, pieces: Sequence) -> list:
-    """``[work(piece) for piece in pieces]``, the pieces shared out over the cores."""
+def in_threads(work: Callable, pieces: Sequence, workers: int | None = None) -> list:
+    """``[work(piece) for piece in pieces]``, shared out over the cores, or over ``workers``."""
     results: list = [None] * len(pieces)
     waiting = iter(range(len(pieces)))
 
     def take_turns():
-        for i in waiting:  # one iterator for all threads: each index is handed out once
-            results[i] = work(pieces[i])
+        before, _this_thread.inside = inside(), True
+        try:
+            for i in waiting:  # one iterator for all threads: each index is handed out once
+                results[i] = work(pieces[i])
+        finally:
+            _this_thread.inside = before
 
-    side_by_side(take_turns, len(pieces))
+    side_by_side(take_turns, min(len(pieces), workers or CORES))
     return results
 
 

@@ -1,0 +1,284 @@
+"""What all attacks share: the gradient for the pixels, a look at what comes in, pieces of a batch.
+
+    x       (N, …)   images, pixel values 0–1
+    y       (N,)     their labels
+    target  (N,)     the classes to reach, or None for "anything but y"
+    δ       (N, …)   the perturbation: the network sees x + δ
+    g       (N, …)   the gradient of what the attack raises, for the pixels
+
+An attack is written for a piece of a batch, with arrays alone. Examples do not depend on each other,
+so each thread takes a piece through the whole attack, with no waiting between the steps.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+
+from tinyadv import losses, ops
+from tinyadv.backend import array_module, to_numpy
+from tinyadv.evaluate import predict
+from tinyadv.tensor import Array, Tensor, _value, grad
+from tinyadv.threads import in_threads, one_blas_thread
+
+# The most examples in a piece. On a CPU: enough to outweigh Python's share of a step, few enough for
+# the caches. On a GPU, where a launch costs the same for one example and for many: much memory.
+LARGEST_PIECE = {"cpu": 128, "gpu": 1024}
+
+
+class AttackWarning(UserWarning):
+    """The attack runs, but its result may not mean what one thinks."""
+
+
+# ------------------------------------------------------------------------------------ the gradient
+
+
+def to_raise(loss: Callable, logits, y: Array, target: Array | None = None):
+    """What an attack climbs, for each example: (N, K) -> (N,).
+
+    The loss of the label; or, to reach a target, minus the loss of the target. The DLR loss has a
+    form of its own for targets.
+    """
+    if target is None:
+        return loss(logits, y, reduction="none")
+    if loss is losses.dlr:
+        return losses.dlr_targeted(logits, y, target, reduction="none")
+    return -loss(logits, target, reduction="none")
+
+
+def input_gradient(model: Callable, x: Array, y: Array, target=None, *, loss: Callable):
+    """The gradient that every attack here is made of, and what comes with it.
+
+    Parameters
+    ----------
+    model : callable
+        Takes (N, …) tensors, returns logits (N, K), each example on its own.
+    x, y, target : (N, …), (N,), (N,) or None
+    loss : callable
+        ``loss(logits, labels, reduction="none")`` gives (N,), as in :mod:`tinyadv.losses`.
+
+    Returns
+    -------
+    g : (N, …)
+        ∂/∂x of what the attack raises, see :func:`to_raise`. No gradient of a weight is computed.
+    value : (N,)
+        What is raised, at x.
+    logits : (N, K)
+    """
+    image = Tensor(x)
+    logits = model(image)
+    value = to_raise(loss, logits, y, target)  # (N,)
+    # An example's pixels act on its own loss alone, so the sum has all gradients at once.
+    (g,) = grad(ops.sum(value), [image])
+    return g, value.value, logits.value
+
+
+def is_fooled(logits: Array, y: Array, target: Array | None = None) -> Array:
+    """Whether the attack has what it wants, for each example: (N, K) -> (N,) of bool."""
+    answer = logits.argmax(1)
+    return answer != y if target is None else answer == target
+
+
+# ------------------------------------------------------------------------------ what comes in
+
+
+def checked(model: Callable, x: Array, y: Array | None, target: Array | int | None = None):
+    """The inputs of an attack, on the backend of ``x``, after a look at each.
+
+    Parameters
+    ----------
+    model : callable
+    x : (N, …) of a floating-point type, from 0 to 1
+    y : (N,) integers, optional
+        By default the model's own predictions: the attack then looks for what changes the answer,
+        right or wrong, and needs to know nothing that its user does not know.
+    target : (N,) integers or one integer, optional
+
+    Returns
+    -------
+    x, y, target
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is no array of floating-point numbers.
+    ValueError
+        If there are no examples, pixels are outside [0, 1] or NaN, the model does not return
+        finite logits (N, K), or labels are not N integers from 0 to K - 1.
+
+    Warns
+    -----
+    AttackWarning
+        If the model seems to return probabilities, or a target is the label itself.
+    """
+    _check_pixels(x)
+    first = _value(model(Tensor(x[:1])))
+    classes = _check_logits(first)
+    y = predict(model, x) if y is None else _labels(y, x, classes, "y")
+    if target is not None:
+        target = [target] * len(x) if isinstance(target, (int, np.integer)) else target
+        target = _labels(target, x, classes, "target")
+        same = int(to_numpy((target == y).sum()))
+        if same:
+            warnings.warn(
+                f"the target of {same} of {len(x)} examples is their label y: nothing is to be "
+                "changed there; choose another class",
+                AttackWarning,
+                stacklevel=3,
+            )
+    return x, y, target
+
+
+def _check_pixels(x) -> None:
+    kind = getattr(getattr(x, "dtype", None), "kind", None)
+    if isinstance(x, Tensor) or kind is None:
+        raise TypeError(f"x must be an array (N, …), got {type(x).__name__}: an attack takes "
+                        "arrays and returns arrays")  # fmt: skip
+    if kind != "f":
+        raise TypeError(
+            f"x must hold floating-point numbers from 0 to 1, got {x.dtype}: "
+            "convert with x.astype('float32'), and divide by 255 if that is the brightest pixel"
+        )
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(
+            f"x must be a batch (N, …) of one example or more, got shape {x.shape}: "
+            "x[None] makes a batch of a single image"
+        )
+    low, high = to_numpy(array_module(x).stack([x.min(), x.max()])).tolist()
+    if not (low >= 0 and high <= 1):  # NaN compares as false
+        raise ValueError(
+            f"pixels must be from 0 to 1, got values from {low:g} to {high:g}: "
+            + ("remove the NaN" if low != low else "scale the images, and let the model's first "
+               "layer do any other normalisation")
+        )  # fmt: skip
+
+
+def _check_logits(logits) -> int:
+    if getattr(logits, "ndim", 0) != 2 or len(logits) != 1:
+        raise ValueError(
+            f"the model must return logits (N, K), a row for each image; for 1 image it returned "
+            f"{getattr(logits, 'shape', type(logits).__name__)}"
+        )
+    row = to_numpy(logits)[0]
+    if np.isnan(row).any():
+        raise ValueError(f"the model returned NaN for the first image: {row}")
+    if len(row) > 1 and row.min() >= 0 and abs(row.sum() - 1) < 1e-3:
+        warnings.warn(
+            "the model seems to return probabilities: its numbers are ≥ 0 and add up to 1. Give it "
+            "without its softmax. Behind a softmax gradients vanish where the network is sure, "
+            "and the attack looks weaker than it is",
+            AttackWarning,
+            stacklevel=4,
+        )
+    return len(row)
+
+
+def _labels(labels, x, classes: int, name: str):
+    xp = array_module(x)
+    host = to_numpy(labels)
+    if host.shape != (len(x),) or host.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} must be integers of shape ({len(x)},), one for each example, "
+            f"got {host.dtype} of shape {host.shape}"
+        )
+    if not 0 <= host.min() <= host.max() < classes:
+        raise ValueError(
+            f"{name} must be from 0 to {classes - 1}, the model returns {classes} logits; "
+            f"got {name} from {host.min()} to {host.max()}"
+        )
+    return xp.asarray(labels if array_module(labels) is xp else host)
+
+
+def check_counts(**counts) -> None:
+    """Raise ValueError unless all of ``counts`` are integers of 1 or more."""
+    for name, count in counts.items():
+        if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be an integer ≥ 1, got {count!r}")
+
+
+# ------------------------------------------------------------------------------ pieces of a batch
+
+
+def by_pieces(
+    run: Callable,
+    x: Array,
+    *others: Array | None,
+    workers: int | None = None,
+    progress: bool = False,
+    name: str = "attack",
+):
+    """``run(x, *others)``, piece by piece, shared out over the cores.
+
+    Pieces have a fixed size, so the result does not depend on how many threads share the work.
+
+    Parameters
+    ----------
+    run : function
+        Takes a piece of each array; returns an array with a row for each example, or a tuple of
+        such arrays.
+    x : (N, …)
+    *others : (N, …) or None
+        What is ``None`` is passed on as ``None``.
+    workers : int, optional
+        Threads; by default one for each core. On a GPU it makes no difference.
+    progress : bool
+        Whether to show a progress bar, on terminals.
+    name : str
+        What the bar is called.
+
+    Returns
+    -------
+    what ``run`` returns, for the whole batch
+    """
+    from tqdm import tqdm
+
+    if workers is not None:
+        check_counts(workers=workers)
+    xp = array_module(x)
+    pieces = [slice(*edge) for edge in pairwise(_edges(len(x), xp is np))]
+    bar = tqdm(total=len(x), desc=name, unit="", leave=False, disable=None if progress else True)
+
+    def work(piece):
+        rows = [_examples_last(xp, a[piece]) if a is not None else None for a in (x, *others)]
+        result = run(*rows)
+        bar.update(len(rows[0]))
+        return result
+
+    with bar:
+        if xp is np:
+            with one_blas_thread:
+                results = in_threads(work, pieces, workers)
+        else:
+            results = [work(piece) for piece in pieces]
+    if isinstance(results[0], tuple):
+        return tuple(_whole(xp, parts) for parts in zip(*results, strict=True))
+    return _whole(xp, results)
+
+
+def _edges(n: int, on_cpu: bool) -> list[int]:
+    """Where a batch of n is cut: on a CPU into an even number of pieces, for two cores at least."""
+    count = (
+        2 * math.ceil(n / 2 / LARGEST_PIECE["cpu"])
+        if on_cpu
+        else math.ceil(n / LARGEST_PIECE["gpu"])
+    )
+    return sorted({n * i // count for i in range(count + 1)})
+
+
+def _examples_last(xp, a):
+    """The same array, stored with its examples last, as convolutions store theirs.
+
+    NumPy's elementwise functions are several times slower on arrays that are stored differently.
+    """
+    if xp is not np or a.ndim < 2:
+        return a
+    return np.moveaxis(np.moveaxis(a, 0, -1).copy(), -1, 0)
+
+
+def _whole(xp, parts):
+    """The pieces as one array, stored row by row."""
+    return xp.ascontiguousarray(xp.concatenate(parts))

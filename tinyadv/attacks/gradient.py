@@ -1,0 +1,348 @@
+"""Attacks by the gradient of the loss for the pixels: FGSM, PGD, and PGD that adapts its steps.
+
+The inner maximisation of min-max training, max L(x + δ, y) over all δ in a ball, is climbed:
+
+    start at a random δ
+    repeat:  g ← ∂L/∂x at x + δ        one pass forward and back
+             δ ← δ + α · steepest(g)   the direction that raises a linear L most at length 1
+             δ ← project(δ)            back into ball and box
+
+What "steepest" and "project" mean depends on the norm, and stands in :mod:`tinyadv.balls`. Pixels
+and ε are in units of 0–1.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from tinyadv.attacks.common import (
+    AttackWarning,
+    by_pieces,
+    check_counts,
+    checked,
+    input_gradient,
+    is_fooled,
+    to_raise,
+)
+from tinyadv.backend import array_module
+from tinyadv.balls import Ball, Linf
+from tinyadv.losses import cross_entropy
+from tinyadv.tensor import Array, _value
+
+
+def fgsm(
+    model: Callable,
+    x: Array,
+    y: Array | None = None,
+    *,
+    ball: Ball = Linf(0.3),
+    step_size: float | None = None,
+    random_start: bool = False,
+    loss: Callable = cross_entropy,
+    target: Array | int | None = None,
+    rng: np.random.Generator | int = 0,
+    workers: int | None = None,
+) -> Array:
+    """The fast gradient sign method: x + ε · sign(∂L/∂x), clipped to [0, 1].
+
+    Goodfellow et al. (2015), "Explaining and harnessing adversarial examples". It is one step of
+    :func:`pgd` with step size ε, from x itself. With ``random_start=True`` and a step of 1.25 ε it
+    is the inner maximisation of Wong et al. (2020), "Fast is better than free".
+
+    Parameters
+    ----------
+    model, x, y, ball, loss, target, rng, workers
+        As for :func:`pgd`. In another ball than ``Linf`` the step goes in that ball's steepest
+        direction.
+    step_size : float, optional
+        In pixel values 0–1. By default ε, and 1.25 ε with a random start.
+    random_start : bool
+        Start at a random point of the ball instead of x.
+
+    Returns
+    -------
+    x_adv : (N, …)
+    """
+    if step_size is None:
+        step_size = ball.epsilon * (1.25 if random_start else 1)
+    return pgd(
+        model, x, y, ball=ball, step_size=step_size, steps=1, random_start=random_start,
+        loss=loss, target=target, rng=rng, workers=workers,
+    )  # fmt: skip
+
+
+def pgd(
+    model: Callable,
+    x: Array,
+    y: Array | None = None,
+    *,
+    ball: Ball = Linf(0.3),
+    step_size: float | None = None,
+    steps: int = 40,
+    restarts: int = 1,
+    random_start: bool = True,
+    momentum: float = 0.0,
+    loss: Callable = cross_entropy,
+    target: Array | int | None = None,
+    rng: np.random.Generator | int = 0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Array:
+    """Projected gradient descent, on minus the loss: "the universal first-order adversary".
+
+    Madry et al. (2018), "Towards deep learning models resistant to adversarial attacks". Their
+    MNIST attack is ``ball=Linf(0.3), step_size=0.01, steps=40``.
+
+    Parameters
+    ----------
+    model : callable
+        Takes images, arrays or tensors (n, …), and returns logits (n, K), each image on its own. A
+        :class:`~tinyadv.layers.Module` is one, a function of your own is another.
+    x : (N, …) of a floating-point type
+        Images, pixel values 0–1.
+    y : (N,) integers, optional
+        Their labels. By default the model's own predictions: that needs no knowledge of the truth,
+        but an image that is misread already is then led away from the wrong answer.
+    ball : Ball
+        Which perturbations are allowed: ``Linf(ε)``, ``L2(ε)``, ``L1(ε)``, ε in pixel values 0–1.
+    step_size : float, optional
+        α, in the ball's norm. By default 2.5 ε / steps: enough to reach any point of the ball from
+        any other, and to move along its surface after that.
+    steps : int
+    restarts : int
+        Runs from different random starts. Of each image the worst result is kept: one that fools
+        the model, and among those the one with the largest loss.
+    random_start : bool
+        Start at a random point of the ball; otherwise at x.
+    momentum : float
+        μ: 0 is plain PGD. With μ = 1 and no random start this is MI-FGSM (Dong et al. 2018,
+        "Boosting adversarial attacks with momentum"): g ← μ g + ∇/‖∇‖₁, and the steps follow g.
+    loss : callable
+        What is raised: a loss of :mod:`tinyadv.losses` (``cross_entropy``, ``margin``, ``dlr``), or
+        any ``loss(logits, labels, reduction="none") -> (N,)`` made of :mod:`tinyadv.ops`.
+    target : (N,) integers or one integer, optional
+        Classes to reach; then minus the loss of the target is raised.
+    rng : numpy.random.Generator or int
+        For the random starts, drawn on the host: the same on every backend.
+    workers : int, optional
+        Threads that share the images; by default as many as there are cores. The result does not
+        depend on it.
+    progress : bool
+        Show a bar on terminals.
+
+    Returns
+    -------
+    x_adv : (N, …)
+        In the ball around ``x``, in [0, 1], of the shape and dtype of ``x``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``x``, ``y`` or ``target`` are not as described, if the model does not return logits, or
+        if a number is out of range. The message says what came.
+
+    Warns
+    -----
+    AttackWarning
+        If the model seems to return probabilities, or a single step is longer than ε though the
+        attack starts at x.
+
+    Examples
+    --------
+    >>> from tinyadv import models
+    >>> x = np.random.default_rng(0).random((2, 1, 28, 28))
+    >>> x_adv = pgd(models.slides_cnn(), x, ball=Linf(0.1), steps=5)
+    >>> x_adv.shape, bool(abs(x_adv - x).max() <= 0.1 + 1e-9)
+    ((2, 1, 28, 28), True)
+    """
+    x, y, target = checked(model, x, y, target)
+    check_counts(steps=steps, restarts=restarts)
+    if step_size is None:
+        step_size = 2.5 * ball.epsilon / steps
+    _check_step(step_size, ball, random_start)
+    if not momentum >= 0:
+        raise ValueError(f"momentum must be ≥ 0, got {momentum}")
+
+    def climb(x, y, target, delta):
+        low, high = -x, 1 - x  # so that 0 ≤ x + δ ≤ 1
+        velocity = 0.0
+        for _ in range(steps):
+            g, _, _ = input_gradient(model, x + delta, y, target, loss=loss)
+            if momentum:
+                velocity = momentum * velocity + _at_unit_l1(g)
+                g = velocity
+            delta = ball.project(delta + step_size * ball.steepest(g), low, high)
+        return x + delta
+
+    return _worst_of_restarts(
+        climb, model, x, y, target, ball=ball, restarts=restarts, random_start=random_start,
+        loss=loss, rng=rng, workers=workers, progress=progress, name="PGD",
+    )  # fmt: skip
+
+
+def _check_step(step_size: float, ball: Ball, random_start: bool) -> None:
+    if not step_size >= 0 or math.isinf(step_size):
+        raise ValueError(f"step_size must be a number ≥ 0, got {step_size}")
+    if step_size > ball.epsilon and not random_start:
+        warnings.warn(
+            f"a step of {step_size:g} is longer than ε = {ball.epsilon:g}: from x, each step ends "
+            "at the edge of the ball. Take step_size ≤ ε, or random_start=True",
+            AttackWarning,
+            stacklevel=3,
+        )
+
+
+def _at_unit_l1(g):
+    """Each example's gradient divided by its 1-norm; zero stays zero."""
+    xp = array_module(g)
+    size = abs(g).sum(tuple(range(1, g.ndim)), keepdims=True)
+    return g / xp.where(size > 0, size, 1)
+
+
+def _worst_of_restarts(
+    climb, model, x, y, target, *, ball, restarts, random_start, loss, rng, workers, progress, name
+):
+    """Run ``climb`` from several starts and keep the worst result for each example."""
+    xp, rng = array_module(x), np.random.default_rng(rng)
+
+    def run(x, y, target, start):
+        x_adv = climb(x, y, target, start)
+        if restarts == 1:
+            return x_adv
+        logits = _value(model(x_adv))
+        value = to_raise(loss, logits, y, target)
+        return x_adv, is_fooled(logits, y, target), value
+
+    worst = None
+    for i in range(restarts):
+        start = ball.random(x, rng) if random_start else xp.zeros_like(x)
+        label = name if restarts == 1 else f"{name}, start {i + 1}/{restarts}"
+        found = by_pieces(
+            run, x, y, target, start, workers=workers, progress=progress, name=label
+        )  # fmt: skip
+        worst = found if worst is None else _worse(xp, worst, found)
+    return worst if restarts == 1 else worst[0]
+
+
+def _worse(xp, a, b):
+    """Of two results (x_adv, fooled, value) the worse one for each example."""
+    (_, fooled_a, value_a), (_, fooled_b, value_b) = a, b
+    take_b = xp.where(fooled_a == fooled_b, value_b > value_a, fooled_b)  # (N,)
+    return tuple(
+        xp.where(take_b.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
+        for old, new in zip(a, b, strict=True)
+    )
+
+
+def apgd(
+    model: Callable,
+    x: Array,
+    y: Array | None = None,
+    *,
+    ball: Ball = Linf(0.3),
+    steps: int = 100,
+    restarts: int = 1,
+    random_start: bool = True,
+    momentum: float = 0.25,
+    rho: float = 0.75,
+    loss: Callable = cross_entropy,
+    target: Array | int | None = None,
+    rng: np.random.Generator | int = 0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Array:
+    """PGD with no step size to choose: Auto-PGD.
+
+    Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks", algorithm 1. Each image has its own step η, 2 ε at first. At
+    checkpoints, farther apart at first than later, η is halved and the image goes back to the best
+    point it has seen, if the loss rose in too few of the steps since the last checkpoint, or if
+    neither η nor the best loss has changed since then.
+
+    Parameters
+    ----------
+    model, x, y, ball, restarts, random_start, loss, target, rng, workers, progress
+        As for :func:`pgd`.
+    steps : int
+    momentum : float
+        1 - α, the share of the last change that goes into a step.
+    rho : float
+        ρ: the share of steps that must raise the loss for η to stay.
+
+    Returns
+    -------
+    x_adv : (N, …)
+        The last point that fooled the model, or, where none did, the one with the largest loss.
+    """
+    x, y, target = checked(model, x, y, target)
+    check_counts(steps=steps, restarts=restarts)
+    for label, share in {"momentum": momentum, "rho": rho}.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{label} must be from 0 to 1, got {share}")
+    checkpoints = _checkpoints(steps)
+
+    def climb(x, y, target, delta):
+        xp, low, high = array_module(x), -x, 1 - x
+
+        def rows(a):  # (N,) -> (N, 1, …, 1), to go with images
+            return a.reshape((-1,) + (1,) * (x.ndim - 1))
+
+        def look(delta):
+            g, value, logits = input_gradient(model, x + delta, y, target, loss=loss)
+            return g, value, is_fooled(logits, y, target)
+
+        eta = xp.full_like(x[(slice(None),) + (0,) * (x.ndim - 1)], 2 * ball.epsilon)  # (N,)
+        before = delta
+        g, value, fooled = look(delta)
+        result, best, best_g, best_value = delta, delta, g, value
+        has_fooled = fooled
+        rises = xp.zeros_like(value)  # steps that raised the loss since the last checkpoint
+        halved, best_value_then, last = fooled & ~fooled, value, 0
+        for k in range(1, steps + 1):
+            z = ball.project(delta + rows(eta) * ball.steepest(g), low, high)
+            mu = momentum if k > 1 else 0.0
+            step = (1 - mu) * (z - delta) + mu * (delta - before)
+            before, delta = delta, ball.project(delta + step, low, high)
+
+            old_value = value
+            g, value, fooled = look(delta)
+            rises = rises + (value > old_value)
+            better = value > best_value
+            best, best_g = (
+                xp.where(rows(better), new, old) for new, old in ((delta, best), (g, best_g))
+            )
+            best_value = xp.where(better, value, best_value)
+            has_fooled = has_fooled | fooled
+            take = fooled | (better & ~has_fooled)
+            result = xp.where(rows(take), delta, result)
+
+            if k in checkpoints:
+                too_few = rises < rho * (k - last)
+                stuck = ~halved & (best_value <= best_value_then)
+                halved = too_few | stuck
+                eta = xp.where(halved, eta / 2, eta)
+                delta, g = (
+                    xp.where(rows(halved), old, new) for old, new in ((best, delta), (best_g, g))
+                )
+                value = xp.where(halved, best_value, value)
+                best_value_then, last, rises = best_value, k, xp.zeros_like(rises)
+        return x + result
+
+    return _worst_of_restarts(
+        climb, model, x, y, target, ball=ball, restarts=restarts, random_start=random_start,
+        loss=loss, rng=rng, workers=workers, progress=progress, name="APGD",
+    )  # fmt: skip
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """The steps at which APGD looks back: p₁ = 0.22, each gap 0.03 shorter, 0.06 at least."""
+    share, gap, result = 0.22, 0.22, set()
+    while share <= 1:
+        result.add(math.ceil(share * steps))
+        gap = max(gap - 0.03, 0.06)
+        share += gap
+    return result
