@@ -6,8 +6,8 @@
     δ       (N, …)   the perturbation: the network sees x + δ
     g       (N, …)   the gradient of what the attack raises, for the pixels
 
-An attack is written for a piece of a batch, with arrays alone. Examples do not depend on each other,
-so each thread takes a piece through the whole attack, with no waiting between the steps.
+An attack is written for a piece of a batch, with arrays alone. Examples do not depend on each
+other, so each thread takes a piece through the whole attack, with no waiting between the steps.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tinyadv.evaluate import predict
 from tinyadv.tensor import Array, Tensor, _value, grad
 from tinyadv.threads import in_threads, one_blas_thread
 
-# The most examples in a piece. On a CPU: enough to outweigh Python's share of a step, few enough for
-# the caches. On a GPU, where a launch costs the same for one example and for many: much memory.
+# The most examples in a piece. On a CPU: enough to outweigh Python's share of a step, few enough
+# for the caches. On a GPU a launch costs the same for one example and for many: what memory allows.
 LARGEST_PIECE = {"cpu": 128, "gpu": 1024}
 
 
