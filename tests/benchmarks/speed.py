@@ -167,12 +167,13 @@ def worker(library: str, backend: str) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def timed(run, wait) -> float:
+def timed(run, wait, least: int = 3, warm_up: bool = True) -> float:
     """The median time of a run in milliseconds, after one that does not count."""
-    run()
-    wait()
+    if warm_up:
+        run()
+        wait()
     times: list[float] = []
-    while len(times) < 3 or sum(times) < SECONDS:
+    while len(times) < least or sum(times) < SECONDS:
         started = time.perf_counter()
         run()
         wait()
@@ -190,8 +191,8 @@ def peak_memory() -> float:
 class Worker:
     """A process that runs one library and waits, idle, while the other one is asked."""
 
-    def __init__(self, library: str, backend: str):
-        command = [sys.executable, __file__, "--worker", library, "--backend", backend]
+    def __init__(self, script: str, library: str, backend: str):
+        command = [sys.executable, script, "--worker", library, "--backend", backend]
         root = Path(__file__).resolve().parents[2]
         path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
@@ -262,7 +263,7 @@ def main() -> None:
     print(f"milliseconds, median of {args.rounds} turns\n\n{header}")
     report: dict = {"device": device(args.backend), "load": load, "tasks": {}, "growth": {}}
 
-    workers = {library: Worker(library, args.backend) for library in libraries}
+    workers = {library: Worker(__file__, library, args.backend) for library in libraries}
     for net in args.nets:
         for task in args.tasks:
             result = compare(workers, args.rounds, net=net, batch=NETS[net], task=task)
@@ -285,7 +286,7 @@ def main() -> None:
     for net in args.nets:
         result = {}
         for library in libraries:
-            process = Worker(library, args.backend)
+            process = Worker(__file__, library, args.backend)
             for _ in range(3):
                 process.ask("time", net=net, batch=NETS[net], task="training step")
             result[library] = process.ask("memory")
