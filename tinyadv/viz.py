@@ -1,0 +1,429 @@
+"""Pictures: images with their labels, perturbations, losses on a plane, accuracies over ε.
+
+    image_grid          images side by side, with labels, answers and confidences
+    triptych            image + perturbation = adversarial image
+    source_target_grid  from each class to each other one
+    loss_on_plane       numbers for loss_landscape, which draws them
+    robustness_curves   what evaluate.robustness_curve returns, for several models or attacks
+
+Images are arrays of either backend, tensors or lists: (N, C, H, W) with one channel or three, or
+(N, H, W); pixel values 0–1. A function makes a figure of its own, or draws in the ``figure`` (also
+a part of one, a SubFigure) or the ``axes`` that it is given, so that lessons can put several
+together. Nothing is shown or saved here.
+
+Colours can be told apart with any colour vision: Okabe & Ito's for lines, cividis for losses, and
+for what may be positive or negative red and blue, white at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from tinyadv.backend import array_module, to_numpy
+from tinyadv.losses import cross_entropy
+from tinyadv.tensor import Array, _value
+
+BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"  # Okabe & Ito (2008)
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+MARKERS, DASHES = "os^Dv<>", ("-", "--", "-.", ":")  # so that curves differ without colours too
+GREY = "#767676"
+
+
+# ------------------------------------------------------------------------------------- images
+
+
+def image_grid(
+    images: Array,
+    *,
+    labels: Sequence | None = None,
+    predictions: Sequence | None = None,
+    confidences: Sequence[float] | None = None,
+    columns: int | None = None,
+    figure=None,
+):
+    """Images in rows, with what they are above and how sure the model is below.
+
+    Parameters
+    ----------
+    images : (N, C, H, W) or (N, H, W)
+    labels, predictions : N numbers or names, optional
+        With both the title reads ``label → prediction``, in colour where they differ.
+    confidences : N numbers from 0 to 1, optional
+    columns : int, optional
+        By default 10 at most.
+    figure : Figure or SubFigure, optional
+
+    Returns
+    -------
+    figure
+
+    Raises
+    ------
+    ValueError
+        If there are no images, their shape is another, or N labels are not N.
+    """
+    pictures = _pictures(images)
+    count = len(pictures)
+    labels, predictions, confidences = (
+        _listed(values, count, name)
+        for name, values in [
+            ("labels", labels), ("predictions", predictions), ("confidences", confidences)
+        ]
+    )  # fmt: skip
+    columns = min(count, 10) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    rows = -(-count // columns)
+    words = (labels or predictions) is not None
+    height = 1.02 + 0.27 * words + 0.22 * (confidences is not None)  # of a row, in inches
+    figure = _figure(figure, (max(1.06 * columns, 2), height * rows))
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for i, ax in enumerate(axes):
+        if i < count:
+            _show(ax, pictures[i])
+            title, colour = _title(labels and labels[i], predictions and predictions[i])
+            ax.set_title(title, color=colour, fontsize=10, loc="center", pad=3)
+            if confidences is not None:
+                ax.set_xlabel(_percent(confidences[i]), fontsize=9, labelpad=2)
+        else:
+            ax.set_axis_off()
+    return figure
+
+
+def triptych(
+    x: Array,
+    x_adv: Array,
+    *,
+    answers: Sequence | None = None,
+    confidences: Sequence[float] | None = None,
+    figure=None,
+):
+    """The form of the panda picture: image + perturbation = adversarial image.
+
+    Goodfellow et al. (2015), "Explaining and harnessing adversarial examples", figure 1. In the
+    middle stands x_adv - x with a scale of its own, for on that of the images it can hardly be
+    seen: red is brighter, blue is darker. Of a colour image each channel is shown about a grey
+    middle.
+
+    Parameters
+    ----------
+    x, x_adv : (C, H, W) or (H, W), or a batch of one
+    answers : pair of numbers or names, optional
+        What the model says to both.
+    confidences : pair of numbers from 0 to 1, optional
+        How sure it is.
+    figure : Figure or SubFigure, optional
+
+    Returns
+    -------
+    figure
+    """
+    before, after = _single(x, "x"), _single(x_adv, "x_adv")
+    if before.shape != after.shape:
+        raise ValueError(f"x and x_adv must have one shape, got {before.shape} and {after.shape}")
+    answers = _listed(answers, 2, "answers") or ["", ""]
+    confidences = _listed(confidences, 2, "confidences")
+    delta = after.astype(float) - before
+    largest = float(abs(delta).max())
+
+    figure = _figure(figure, (7.4, 3.0))
+    axes = figure.subplots(1, 5, width_ratios=[1, 0.1, 1, 0.1, 1])
+    images, signs = axes[::2], axes[1::2]
+    _show(images[0], before)
+    _show(images[2], after)
+    scale = largest or 1.0
+    if delta.ndim == 2:
+        drawn = images[1].imshow(delta, cmap="RdBu_r", vmin=-scale, vmax=scale)
+        below = images[1].inset_axes([0, -0.1, 1, 0.05])  # takes no room from the image itself
+        bar = figure.colorbar(drawn, cax=below, orientation="horizontal")
+        bar.set_ticks([-scale, 0, scale], labels=[f"−{scale:.3g}", "0", f"{scale:.3g}"])
+        bar.ax.tick_params(labelsize=9)
+        bar.outline.set_visible(False)
+    else:
+        images[1].imshow(0.5 + delta / (2 * scale))
+    images[1].set(xticks=[], yticks=[])
+    images[1].spines[:].set(visible=True, color="0.7")
+    images[1].set_title(f"largest change {largest:.3g}", fontsize=11, loc="center")
+    changed = answers[0] != answers[1]
+    for i, ax in enumerate(images[::2]):
+        colour = VERMILLION if i and changed else "black"
+        words = str(answers[i])
+        if confidences is not None:
+            words = f"{words}  {_percent(confidences[i])}".strip()
+        ax.set_title(words, fontsize=11, loc="center", color=colour)
+    for ax, sign in zip(signs, "+=", strict=True):
+        ax.text(0.5, 0.5, sign, fontsize=20, ha="center", va="center", transform=ax.transAxes)
+        ax.set_axis_off()
+    return figure
+
+
+def source_target_grid(
+    images: Array, *, classes: Sequence | None = None, reached: Array | None = None, figure=None
+):
+    """A square of images: the row is the class that an image is of, the column the target.
+
+    Parameters
+    ----------
+    images : (K, K, C, H, W) or (K, K, H, W)
+        images[i, j] is made of an image of class i, so that the model says j. The diagonal has the
+        images as they were, and a frame.
+    classes : K names, optional
+        By default 0 … K - 1.
+    reached : (K, K) bool, optional
+        Where the model says the target; elsewhere the image is crossed out.
+    figure : Figure or SubFigure, optional
+
+    Returns
+    -------
+    figure
+    """
+    images = to_numpy(images)
+    count = len(images)
+    if images.ndim not in (4, 5) or images.shape[1] != count:
+        raise ValueError(
+            f"images must be (K, K, C, H, W) or (K, K, H, W), a row for each source, "
+            f"got shape {images.shape}"
+        )
+    classes = _listed(classes, count, "classes") or list(range(count))
+    reached = np.ones((count, count), bool) if reached is None else to_numpy(reached)
+    if reached.shape != (count, count):
+        raise ValueError(f"reached must be of shape {(count, count)}, got {reached.shape}")
+    if figure is None:
+        figure = _figure(figure, (0.62 * count + 0.8, 0.62 * count + 0.9))
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    axes = figure.subplots(count, count, squeeze=False)
+    for i, row in enumerate(axes):
+        for j, (ax, picture) in enumerate(zip(row, _pictures(images[i]), strict=True)):
+            _show(ax, picture)
+            if i == j:
+                ax.spines[:].set(visible=True, color=SKY, linewidth=3)
+            elif not reached[i, j]:
+                ax.plot([0, 1], [0, 1], color=VERMILLION, transform=ax.transAxes, linewidth=1.5)
+                ax.plot([0, 1], [1, 0], color=VERMILLION, transform=ax.transAxes, linewidth=1.5)
+        row[0].set_ylabel(classes[i], rotation=0, ha="right", va="center", fontsize=10, labelpad=6)
+    for ax, name in zip(axes[0], classes, strict=True):
+        ax.set_title(
+            name, fontsize=10, loc="center", pad=4, rotation=90 if len(f"{name}") > 5 else 0
+        )
+    figure.supxlabel("target: what the model should say", fontsize=11)
+    figure.supylabel("source: what the image is", fontsize=11)
+    return figure
+
+
+# -------------------------------------------------------------------------------------- losses
+
+
+def loss_on_plane(
+    model: Callable,
+    x: Array,
+    y: Array,
+    d1: Array,
+    d2: Array,
+    *,
+    reach: float = 1.0,
+    points: int = 41,
+    loss: Callable = cross_entropy,
+    batch_size: int = 500,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean loss at x + a·d1 + b·d2, for a and b on a square grid.
+
+    With d1 = ε·sign(∂L/∂x) and a random d2 of the same size it shows what an attack climbs. Points
+    are not clipped to [0, 1]: the plane is the network's, not the images'.
+
+    Parameters
+    ----------
+    model : callable
+        Takes (n, …) images, returns (n, K) logits.
+    x, y : (N, …), (N,)
+        One example or more.
+    d1, d2 : the shape of ``x``
+        Two directions for each example.
+    reach : float
+        a and b go from -reach to reach.
+    points : int
+        Along each of the two.
+    loss : callable
+        ``loss(logits, labels, reduction="none") -> (n,)``.
+    batch_size : int
+        Images in one pass.
+
+    Returns
+    -------
+    a, b : (points,), values : (points, points)
+        ``values[i, j]`` is the loss at a[j], b[i], on the host.
+    """
+    if not x.shape == d1.shape == d2.shape or points < 2 or not reach > 0:
+        raise ValueError(
+            f"x, d1 and d2 must have one shape, points be ≥ 2 and reach > 0, got {x.shape}, "
+            f"{d1.shape}, {d2.shape}, {points} and {reach}"
+        )
+    xp = array_module(x)
+    a = b = np.linspace(-reach, reach, points)
+    n, values = len(x), []
+    places = [(float(s), float(t)) for t in b for s in a]  # (points², 2)
+    together = max(1, batch_size // n)
+    for i in range(0, len(places), together):
+        some = places[i : i + together]
+        images = xp.concatenate([x + s * d1 + t * d2 for s, t in some])
+        labels = xp.concatenate([xp.asarray(y)] * len(some))
+        each = loss(_value(model(images)), labels, reduction="none")
+        values.append(to_numpy(_value(each)).reshape(len(some), n).mean(1))  # (·n,) -> (·,)
+    return a, b, np.concatenate(values).reshape(points, points)
+
+
+def loss_landscape(
+    a: Array,
+    b: Array,
+    values: Array,
+    *,
+    surface: bool = False,
+    names: tuple[str, str] = ("adversarial direction", "random direction"),
+    axes=None,
+):
+    """Draw what :func:`loss_on_plane` returns: contours, or a surface in perspective.
+
+    Parameters
+    ----------
+    a, b : (A,), (B,)
+    values : (B, A)
+    surface : bool
+        ``axes``, if given, must then have ``projection="3d"``.
+    names : pair of str
+        Of the two directions.
+    axes : matplotlib axes, optional
+
+    Returns
+    -------
+    axes
+    """
+    a, b, values = to_numpy(a), to_numpy(b), to_numpy(values)
+    if values.shape != (len(b), len(a)):
+        raise ValueError(f"values must be of shape {(len(b), len(a))}, got {values.shape}")
+    if axes is None:
+        figure = plt.figure(figsize=(5.6, 4.3), layout="constrained")
+        axes = figure.add_subplot(projection="3d" if surface else None)
+    if surface:
+        grid = np.meshgrid(a, b)
+        axes.plot_surface(*grid, values, cmap="cividis", rstride=1, cstride=1, linewidth=0)
+        axes.set_zlabel("loss", fontsize=10)
+        axes.view_init(elev=28, azim=-125)
+        axes.locator_params(nbins=5)
+    else:
+        drawn = axes.contourf(a, b, values, levels=20, cmap="cividis")
+        # No line at the lowest level: on flat ground it would draw the rounding.
+        axes.contour(a, b, values, levels=drawn.levels[1:], colors="white", linewidths=0.4)
+        axes.plot(0, 0, "o", color="white", markeredgecolor="black", markersize=7)
+        axes.figure.colorbar(drawn, ax=axes, label="loss", format="{x:.3g}")
+        axes.set_box_aspect(1)
+    axes.set_xlabel(names[0], fontsize=10)
+    axes.set_ylabel(names[1], fontsize=10)
+    return axes
+
+
+# ---------------------------------------------------------------------------------- accuracies
+
+
+def robustness_curves(
+    curves: Mapping[str, tuple[Array, Array]], *, chance: float | None = None, axes=None
+):
+    """The accuracy over ε, a curve for each model or attack.
+
+    Parameters
+    ----------
+    curves : dict
+        Name → (epsilons, accuracies), as :func:`tinyadv.evaluate.robustness_curve` returns them.
+    chance : float, optional
+        The accuracy of a guess, 0.1 for ten classes: a dotted line.
+    axes : matplotlib axes, optional
+
+    Returns
+    -------
+    axes
+    """
+    if axes is None:
+        _, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    if chance is not None:
+        axes.axhline(100 * chance, color=GREY, linestyle=":", linewidth=1.2, label="guessing")
+    for i, (name, (epsilons, accuracies)) in enumerate(curves.items()):
+        epsilons, accuracies = to_numpy(epsilons), to_numpy(accuracies)
+        order = np.argsort(epsilons)
+        axes.plot(
+            epsilons[order], 100 * accuracies[order], color=CYCLE[i % len(CYCLE)], label=name,
+            marker=MARKERS[i % len(MARKERS)], linestyle=DASHES[i % len(DASHES)],
+            markersize=5, linewidth=1.8, clip_on=False, zorder=3,
+        )  # fmt: skip
+    axes.set(xlabel="ε, in pixel values 0–1", ylabel="accuracy, %", ylim=(0, 100))
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return axes
+
+
+# --------------------------------------------------------------------------------- shared parts
+
+
+def _figure(figure, size: tuple[float, float]):
+    return plt.figure(figsize=size, layout="constrained") if figure is None else figure
+
+
+def _pictures(images) -> np.ndarray:
+    """What imshow takes for each image: (N, H, W) grey, or (N, H, W, 3)."""
+    images = to_numpy(images)
+    if images.ndim == 4 and images.shape[1] == 1:
+        images = images[:, 0]  # (N, 1, H, W) -> (N, H, W)
+    elif images.ndim == 4 and images.shape[1] == 3:
+        images = images.transpose(0, 2, 3, 1)  # (N, 3, H, W) -> (N, H, W, 3)
+    elif images.ndim != 3:
+        raise ValueError(
+            f"images must be (N, C, H, W) with C = 1 or 3, or (N, H, W), got shape {images.shape}"
+        )
+    if len(images) == 0:
+        raise ValueError("there are no images to draw")
+    return images
+
+
+def _single(x, name: str) -> np.ndarray:
+    """One image, as imshow takes it: (H, W) or (H, W, 3)."""
+    x = to_numpy(x)
+    if x.ndim == 4 and len(x) == 1:
+        x = x[0]
+    if x.ndim not in (2, 3):
+        raise ValueError(
+            f"{name} must be one image, (C, H, W) or (H, W), or a batch of one, got shape {x.shape}"
+        )
+    return _pictures(x[None])[0]
+
+
+def _show(ax, picture) -> None:
+    ax.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def _listed(values, count: int, name: str) -> list | None:
+    if values is None:
+        return None
+    values = list(values) if isinstance(values, (list, tuple)) else to_numpy(values).tolist()
+    if len(values) != count:
+        raise ValueError(f"{name} must be {count}, one for each, got {len(values)}")
+    return values
+
+
+def _title(label, prediction) -> tuple[str, str]:
+    """What stands above an image, and its colour."""
+    if label is None or prediction is None:
+        return str(next((v for v in (label, prediction) if v is not None), "")), "black"
+    return (f"{label}", "black") if label == prediction else (f"{label} → {prediction}", VERMILLION)
+
+
+def _percent(share: float) -> str:
+    """A confidence as one reads it: 99.98 % is not 100 %."""
+    share = 100 * float(share)
+    if share >= 99.995:
+        return "> 99.99 %"
+    return f"{share:.1f} %" if share < 99.95 else f"{share:.2f} %"
