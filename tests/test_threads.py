@@ -32,6 +32,40 @@ def test_an_error_in_any_piece_is_raised(cores, monkeypatch):
         threads.in_threads(work, range(8))
 
 
+def test_after_an_error_no_piece_is_begun(monkeypatch):
+    monkeypatch.setattr(threads, "CORES", 1)
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        threads.in_threads(work, range(8))
+    assert begun == [0] and not threads.inside()
+
+
+def test_pieces_are_not_cut_again(monkeypatch):
+    monkeypatch.setattr(threads, "CORES", 2)
+    sizes = []
+
+    def f(x):
+        sizes.append(len(x))
+        return x
+
+    x = np.zeros((64, 3))
+    threads.in_threads(lambda _: ops.by_examples(f, x), [0, 1])
+    assert sizes == [64, 64] and not threads.inside()
+
+
+@pytest.mark.parametrize("workers, most", [(1, 1), (2, 2), (None, 3)])
+def test_no_more_threads_than_workers(workers, most, monkeypatch):
+    monkeypatch.setattr(threads, "CORES", 3)
+    names = set()
+    threads.in_threads(lambda _: names.add(threading.current_thread().name), range(50), workers)
+    assert len(names) <= most
+
+
 def test_several_threads_take_part(monkeypatch):
     monkeypatch.setattr(threads, "CORES", 2)
     both = threading.Barrier(2, timeout=30)  # passed only by two threads at the same time

@@ -60,6 +60,10 @@ def in_threads(work: Callable, pieces: Sequence, workers: int | None = None) -> 
         try:
             for i in waiting:  # one iterator for all threads: each index is handed out once
                 results[i] = work(pieces[i])
+        except BaseException:
+            for _ in waiting:  # nothing is left for the others to begin with
+                pass
+            raise
         finally:
             _this_thread.inside = before
 

@@ -68,10 +68,27 @@ def input_gradient(model: Callable, x: Array, y: Array, target=None, *, loss: Ca
     value : (N,)
         What is raised, at x.
     logits : (N, K)
+
+    Raises
+    ------
+    TypeError
+        If the model returns a plain array: it then has no gradient.
+    ValueError
+        If the loss does not return one number for each example.
     """
     image = Tensor(x)
     logits = model(image)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model must return a Tensor when it is given one, got {type(logits).__name__}: "
+            "compute with tinyadv.ops, which remembers how to go back to the pixels"
+        )
     value = to_raise(loss, logits, y, target)  # (N,)
+    if value.shape != (len(x),):
+        raise ValueError(
+            f"the loss must return one number for each of the {len(x)} examples, for it is called "
+            f"with reduction='none'; got shape {value.shape}"
+        )
     # An example's pixels act on its own loss alone, so the sum has all gradients at once.
     (g,) = grad(ops.sum(value), [image])
     return g, value.value, logits.value
@@ -164,8 +181,8 @@ def _check_logits(logits) -> int:
             f"{getattr(logits, 'shape', type(logits).__name__)}"
         )
     row = to_numpy(logits)[0]
-    if np.isnan(row).any():
-        raise ValueError(f"the model returned NaN for the first image: {row}")
+    if not np.isfinite(row).all():
+        raise ValueError(f"the model returned NaN or infinity for the first image: {row}")
     if len(row) > 1 and row.min() >= 0 and abs(row.sum() - 1) < 1e-3:
         warnings.warn(
             "the model seems to return probabilities: its numbers are ≥ 0 and add up to 1. Give it "

@@ -110,8 +110,8 @@ def pgd(
     ball : Ball
         Which perturbations are allowed: ``Linf(ε)``, ``L2(ε)``, ``L1(ε)``, ε in pixel values 0–1.
     step_size : float, optional
-        α, in the ball's norm. By default 2.5 ε / steps: enough to reach any point of the ball from
-        any other, and to move along its surface after that.
+        α, in the ball's norm. By default 2.5 ε / steps, and ε at most: enough to reach any point
+        of the ball from any other, and to move along its surface after that.
     steps : int
     restarts : int
         Runs from different random starts. Of each image the worst result is kept: one that fools
@@ -148,8 +148,8 @@ def pgd(
     Warns
     -----
     AttackWarning
-        If the model seems to return probabilities, or a single step is longer than ε though the
-        attack starts at x.
+        If the model seems to return probabilities, a target is the label itself, a single step is
+        longer than ε though the attack starts at x, or there are restarts without random starts.
 
     Examples
     --------
@@ -162,7 +162,7 @@ def pgd(
     x, y, target = checked(model, x, y, target)
     check_counts(steps=steps, restarts=restarts)
     if step_size is None:
-        step_size = 2.5 * ball.epsilon / steps
+        step_size = min(2.5 / steps, 1) * ball.epsilon
     _check_step(step_size, ball, random_start)
     if not momentum >= 0:
         raise ValueError(f"momentum must be ≥ 0, got {momentum}")
@@ -208,6 +208,12 @@ def _worst_of_restarts(
 ):
     """Run ``climb`` from several starts and keep the worst result for each example."""
     xp, rng = array_module(x), np.random.default_rng(rng)
+    if restarts > 1 and not random_start:
+        warnings.warn(
+            f"all {restarts} restarts begin at x and do the same: take random_start=True, or one",
+            AttackWarning,
+            stacklevel=3,
+        )
 
     def run(x, y, target, start):
         x_adv = climb(x, y, target, start)
@@ -283,6 +289,11 @@ def apgd(
     for label, share in {"momentum": momentum, "rho": rho}.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{label} must be from 0 to 1, got {share}")
+    if math.isinf(ball.epsilon):
+        raise ValueError(
+            "apgd starts with a step of 2 ε, which must be finite: give the ball a radius; "
+            "Linf(1) holds all images"
+        )
     checkpoints = _checkpoints(steps)
 
     def climb(x, y, target, delta):
@@ -340,9 +351,9 @@ def apgd(
 
 def _checkpoints(steps: int) -> set[int]:
     """The steps at which APGD looks back: p₁ = 0.22, each gap 0.03 shorter, 0.06 at least."""
-    share, gap, result = 0.22, 0.22, set()
-    while share <= 1:
-        result.add(math.ceil(share * steps))
-        gap = max(gap - 0.03, 0.06)
+    share, gap, result = 22, 22, set()  # in hundredths: 0.22 + 0.19 + 0.16 is not 0.57 in floats
+    while share <= 100:
+        result.add(-(-share * steps // 100))  # rounded up
+        gap = max(gap - 3, 6)
         share += gap
     return result
