@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tinyadv import Tensor, layers, losses, models, ops, threads, to_numpy
 from tinyadv.attacks import AttackWarning, apgd, common, fgsm, pgd
-from tinyadv.attacks.gradient import _checkpoints, _worse
+from tinyadv.attacks.common import worse
+from tinyadv.attacks.gradient import _checkpoints
 from tinyadv.balls import L1, L2, Linf
 from tinyadv.evaluate import accuracy, predict
 
@@ -338,7 +339,7 @@ def test_a_restart_that_fools_counts_more_than_one_with_a_larger_loss():
     x = np.zeros((4, 2))
     fooled_a, fooled_b = np.array([[0, 0, 1, 1], [0, 1, 0, 1]], bool)
     a, b = (x, fooled_a, np.full(4, 2.0)), (x + 1, fooled_b, np.array([3.0, 1.0, 3.0, 1.0]))
-    x_adv, fooled, loss = _worse(np, a, b)
+    x_adv, fooled, loss = worse(a, b)
     same(x_adv[:, 0], [1, 1, 0, 0])
     same(fooled, [False, True, True, True])
     same(loss, [3, 1, 2, 2])

@@ -207,6 +207,20 @@ defvjp(abs, lambda g, y, x: g * array_module(_value(x)).sign(_value(x)))
 
 
 @primitive
+def sin(x):
+    return array_module(x).sin(x)
+
+
+@primitive
+def cos(x):
+    return array_module(x).cos(x)
+
+
+defvjp(sin, lambda g, y, x: g * cos(x))
+defvjp(cos, lambda g, y, x: -g * sin(x))
+
+
+@primitive
 def maximum(a, b):
     """The larger one, element by element. Where they are equal the gradient goes to ``a``."""
     return array_module(a, b).maximum(a, b)

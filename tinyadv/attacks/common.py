@@ -100,6 +100,25 @@ def is_fooled(logits: Array, y: Array, target: Array | None = None) -> Array:
     return answer != y if target is None else answer == target
 
 
+def worse(a: tuple | None, b: tuple) -> tuple:
+    """Of two results the worse one for the model, for each example.
+
+    Parameters
+    ----------
+    a, b : (result, fooled, value, …)
+        Rows for each example: what was found, whether it fools the model (N,), what is raised (N,),
+        and whatever else goes with it. ``a`` may be ``None``: no result yet.
+    """
+    if a is None:
+        return b
+    xp, (_, fooled_a, value_a, *_), (_, fooled_b, value_b, *_) = array_module(b[1]), a, b
+    take_b = xp.where(fooled_a == fooled_b, value_b > value_a, fooled_b)  # (N,)
+    return tuple(
+        xp.where(take_b.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
+        for old, new in zip(a, b, strict=True)
+    )
+
+
 # ------------------------------------------------------------------------------ what comes in
 
 

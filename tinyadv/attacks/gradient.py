@@ -27,6 +27,7 @@ from tinyadv.attacks.common import (
     input_gradient,
     is_fooled,
     to_raise,
+    worse,
 )
 from tinyadv.backend import array_module
 from tinyadv.balls import Ball, Linf
@@ -230,18 +231,8 @@ def _worst_of_restarts(
         found = by_pieces(
             run, x, y, target, start, workers=workers, progress=progress, name=label
         )  # fmt: skip
-        worst = found if worst is None else _worse(xp, worst, found)
+        worst = found if restarts == 1 else worse(worst, found)
     return worst if restarts == 1 else worst[0]
-
-
-def _worse(xp, a, b):
-    """Of two results (x_adv, fooled, value) the worse one for each example."""
-    (_, fooled_a, value_a), (_, fooled_b, value_b) = a, b
-    take_b = xp.where(fooled_a == fooled_b, value_b > value_a, fooled_b)  # (N,)
-    return tuple(
-        xp.where(take_b.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
-        for old, new in zip(a, b, strict=True)
-    )
 
 
 def apgd(
