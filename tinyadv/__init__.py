@@ -9,12 +9,15 @@ layers       operations with weights; models: the networks by name
 optim        how gradients change weights
 data         images to learn from
 train        the loop; checkpoint: what makes it resumable
-evaluate     how good the result is
+evaluate     how good the result is, on clean images and on attacked ones
 balls        the perturbations that an attack may choose from
+attacks      images that look the same to us, and that the network misreads
+viz          what to look at: grids of images, perturbations, landscapes (not imported from here)
 backend      NumPy or CuPy: whose functions to call; threads: how several cores share a batch
 """
 
 from tinyadv import (
+    attacks,
     backend,
     balls,
     checkpoint,
@@ -34,6 +37,7 @@ from tinyadv.train import fit
 __all__ = [
     "Tensor",
     "array_module",
+    "attacks",
     "backend",
     "balls",
     "check_grads",

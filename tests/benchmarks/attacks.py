@@ -175,7 +175,11 @@ def torch_square(model, x, y):
             in_columns = (pixel >= column) & (pixel < column + square)
             inside = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
             sign = random_sign(torch, (len(xs), 1, 1, 1), x.device)
-            new = torch.where(inside, (xs + SMALL * sign).clamp(0, 1), new)
+            before = new
+            new = torch.where(inside, (xs + SMALL * sign).clamp(0, 1), before)
+            same = (new == before).all((1, 2, 3))  # tells nothing: the other sign then
+            turned = torch.where(inside, (xs - SMALL * sign).clamp(0, 1), before)
+            new = torch.where(same[:, None, None, None], turned, new)
             new_value = gap(new, y[standing])
             better = new_value < value[standing]
             x_adv[standing] = torch.where(better[:, None, None, None], new, x_adv[standing])
@@ -190,7 +194,7 @@ def random_sign(torch, shape, device):
 def square_share(query: int) -> float:
     """The share of the image that a square covers, halved on the paper's schedule."""
     halvings = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-    return 0.8 / 2 ** sum(query * 10000 / QUERIES > at for at in halvings)
+    return 0.8 / 2 ** sum((query - 1) * 10000 // QUERIES > at for at in halvings)
 
 
 def torch_spatial_grid(model, x, y):

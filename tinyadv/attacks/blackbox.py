@@ -30,6 +30,7 @@ from tinyadv.attacks.common import (
     checked,
     is_fooled,
     to_raise,
+    worse,
 )
 from tinyadv.attacks.gradient import pgd
 from tinyadv.backend import array_module, to_numpy
@@ -478,22 +479,12 @@ def transfer(
 
     def look(x, y, goal):
         logits = ask(x)
-        return to_raise(margin, logits, y, goal), is_fooled(logits, y, goal)
+        return is_fooled(logits, y, goal), to_raise(margin, logits, y, goal)
 
     xp, worst = array_module(x), None
     for number, source in enumerate(sources):
         x_adv = attack(source, x, y, **keywords)
-        value, fooled = by_pieces(look, x_adv, y, goal, workers=keywords.get("workers"))
-        found = x_adv, value, fooled, xp.full(y.shape, number)
-        worst = found if worst is None else _worse(xp, worst, found)
-    x_adv, _, fooled, source = worst
+        fooled, value = by_pieces(look, x_adv, y, goal, workers=keywords.get("workers"))
+        worst = worse(worst, (x_adv, fooled, value, xp.full(y.shape, number)))
+    x_adv, fooled, _, source = worst
     return (x_adv, TransferDetails(source, fooled)) if details else x_adv
-
-
-def _worse(xp, a, b):
-    """Of two results (x_adv, margin, …), for each example the one with the larger margin."""
-    take_b = b[1] > a[1]  # (N,)
-    return [
-        xp.where(take_b.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
-        for old, new in zip(a, b, strict=True)
-    ]
