@@ -336,7 +336,7 @@ def draw_matrix(ax):
 
 def draw_queries(ax):
     colours = {"standard A": common.RED, "other shape": common.ORANGE, "robust A": common.BLUE}
-    at, last = np.arange(1, QUERIES + 1), 1.9 * QUERIES
+    at, last = np.arange(1, QUERIES + 1), QUERIES**1.13
     for (name, curve), marker in zip(curves.items(), "os^", strict=True):
         ax.plot(at, 100 * curve[1:], color=colours[name], label=name)
         i = NAMES.index(name)
@@ -345,7 +345,7 @@ def draw_queries(ax):
     ax.set_xscale("log")
     ax.set_xticks(ticks, [*(f"{tick:,}" for tick in ticks[:-1]), "PGD"])
     ax.set_xticks([], minor=True)
-    ax.set(xlim=(1, 2.2 * QUERIES), ylim=(0, 104), ylabel="accuracy in %")
+    ax.set(xlim=(1, QUERIES**1.16), ylim=(0, 104), ylabel="accuracy in %")
     ax.set_xlabel("questions asked about each image")
     ax.set_title("Square asks questions only, and gets\nabout as far as PGD with its gradients")
     ax.legend(loc="lower left")

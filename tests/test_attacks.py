@@ -113,7 +113,7 @@ def assert_allowed(ball, x, x_adv):
 def runs(draw):
     """An attack with settings of any kind, and images, some of their pixels black or white."""
     attack = draw(st.sampled_from(list(SHORT)))
-    ball = draw(st.sampled_from([Linf, L2, L1]))(draw(st.sampled_from([1e-3, 0.1, 0.5, 3.0])))
+    ball = draw(st.sampled_from([Linf, L2, L1]))(draw(st.sampled_from([1e-3, 0.1, 0.5, 1.0])))
     settings = {"ball": ball, "random_start": draw(st.booleans()), "rng": draw(st.integers(0, 99))}
     settings["loss"] = draw(st.sampled_from(LOSSES))
     settings["target"] = draw(st.sampled_from([None, 2]))
@@ -859,7 +859,7 @@ BAD_IMAGES = {
     "a tensor": (Tensor(X), TypeError, r"x must be an array \(N, …\), got Tensor"),
     "nothing": (X[:0], ValueError, r"one example or more, got shape \(0, 1, 5, 5\)"),
     "no batch": (X[0, 0, 0], ValueError, r"got shape \(5,\): x\[None\] makes a batch"),
-    "too bright": (replaced(1.01), ValueError, r"from 0 to 1.*to 1.01: scale the images"),
+    "too bright": (replaced(1.01), ValueError, r"from 0 to 1.*to 1\.0\d*: scale the images"),
     "too dark": (replaced(-0.5), ValueError, r"from 0 to 1, got values from -0.5 to 1: scale"),
     "NaN": (replaced(np.nan), ValueError, "from nan to nan: remove the NaN"),
 }
@@ -1122,11 +1122,34 @@ def test_no_step_waits_for_a_gpu_or_copies_to_it(attack, ball, loss, settings):
 
 @every_ball
 @every_loss
-def test_fgsm_waits_only_to_look_at_what_comes_in(ball, loss):
+def test_fgsm_waits_only_to_look_at_what_comes_in_and_goes_out(ball, loss):
     x, net = strict_cupy.asarray(images(4)), Net(strict_cupy)
     y = strict_cupy.asarray(np.array([0, 1, 3, 4]))
     with strict_cupy.count() as look:
         common.checked(net, x, y)
     with strict_cupy.count() as c:
         fgsm(net, x, y, ball=ball, loss=loss)
-    assert (c.syncs, c.transfers) == (look.syncs, 0) and look.syncs <= 3
+    # Once more at the end, for NaN.
+    assert (c.syncs, c.transfers) == (look.syncs + 1, 0) and look.syncs <= 3
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd])
+def test_what_is_no_ball_and_what_is_a_ball_of_0_to_255(attack):
+    x, y = images(2), np.array([0, 1])
+    for ball in (0.3, Linf):
+        with pytest.raises(TypeError, match=r"ball must be Linf\(ε\), L2\(ε\) or L1\(ε\)"):
+            attack(NET, x, y, ball=ball)
+    with pytest.warns(AttackWarning, match="divided by 255"):
+        attack(NET, x, y, ball=Linf(8))
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd])
+def test_nan_fools_nobody_and_is_an_error(attack):
+    def model(z):  # finite for the first image, which is dark, NaN for the others
+        return NET(z) + ops.log(0.5 - ops.max(z, axis=(1, 2, 3), keepdims=True)[:, :, 0, 0])
+
+    x = images(3) * np.array([0.1, 1, 1])[:, None, None, None]
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="pixels that are NaN"):
+        attack(model, x, np.array([0, 1, 2]), ball=Linf(0.1), workers=1)
+    z = np.array([[np.nan, 0.0], [0.0, 1.0]])
+    assert common.is_fooled(z, np.array([1, 0])).tolist() == [False, True]

@@ -168,7 +168,7 @@ def test_a_radius_is_not_negative(kind, epsilon):
 
 
 def test_mistakes_of_other_kinds():
-    with pytest.raises(ValueError, match="pixels must be ≥ 1, got 0"):
+    with pytest.raises(ValueError, match="pixels must be an integer ≥ 1, got 0"):
         L1(1, pixels=0)
     for method in ("norm", "steepest", "project"):
         with pytest.raises(NotImplementedError):

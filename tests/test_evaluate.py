@@ -270,6 +270,9 @@ def test_an_attack_that_does_nothing(xp):
     result = got.attacks["none"]
     assert result.success_rate == 0 and all(np.isnan(v) for v in result.median.values())
     assert "–" in str(got) and "nan" not in str(got)
+    numbers = got.as_dict()["attacks"]["none"]
+    assert numbers["median"] == numbers["largest"] == dict.fromkeys(["Linf", "L2", "L1"])
+    json.dumps(got.as_dict(), allow_nan=False)  # which JSON does not have
 
 
 def test_no_example_is_right():
@@ -279,12 +282,16 @@ def test_no_example_is_right():
     got = evaluate.robustness(threshold, PIXELS, 1 - (PIXELS[:, 0] > 0.5), {"a": never})
     assert got.clean_accuracy == got.worst_case == got.attacks["a"].accuracy == 0
     assert np.isnan(got.attacks["a"].success_rate) and got.attacks["a"].queries == 0
-    assert "nan" not in got.table()
+    assert "nan" not in got.table() and got.as_dict()["attacks"]["a"]["success_rate"] is None
 
 
 def test_the_table_and_the_numbers():
     attacks = {"small": nudge(0.1, forward=3), "large": nudge(0.25)}
     got = evaluate.robustness(threshold, PIXELS, LABELS, attacks)
+    assert repr(got) == str(got) == got.table()  # notebooks show the repr
+    assert repr(got.attacks["small"]).startswith(
+        "AttackResult(accuracy=0.5, success_rate=0.4, queries=3, gradients=0, seconds="
+    )
     lines = str(got).splitlines()
     assert [line.split("  ")[0] for line in lines[2:]] == [
         "no attack", "small", "large", "worst case"
@@ -353,6 +360,30 @@ def test_errors_of_robustness():
         evaluate.robustness(threshold, 4 * PIXELS, LABELS, fine)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         evaluate.robustness(threshold, PIXELS, LABELS, fine, batch_size=0)
+
+
+@pytest.mark.parametrize("labels", [LABELS - 1, LABELS + 2, LABELS + 100])
+def test_labels_that_the_model_does_not_have(labels, xp):
+    x, y = xp.asarray(PIXELS), xp.asarray(labels)
+    words = f"from 0 to 1, the model returns 2 logits; got labels from {labels[0]} to {labels[0]}"
+    with pytest.raises(ValueError, match=words):
+        evaluate.robustness(threshold, x, y, {"a": nudge(0.1)})
+    with pytest.raises(ValueError, match=words):
+        evaluate.robustness_curve(threshold, x, y, nudge, [0.1])
+
+
+@pytest.mark.parametrize("ball", [0.3, "Linf", Linf])
+def test_a_ball_is_one(ball):
+    with pytest.raises(TypeError, match=r"ball must be Linf\(ε\), L2\(ε\) or L1\(ε\), got "):
+        evaluate.robustness(threshold, PIXELS, LABELS, {"a": nudge(0.1)}, ball=ball)
+
+
+@pytest.mark.parametrize("dtype, shown", [("f4", "1.0000001"), ("f8", "1.0000000000000002")])
+def test_a_rounding_error_can_be_seen_in_the_message(dtype, shown, xp):
+    x = PIXELS.astype(dtype)
+    x[0, 1] = np.nextafter(np.ones((), dtype), 2)
+    with pytest.raises(ValueError, match=rf"to {shown}; np\.clip\(x, 0, 1\) removes rounding"):
+        evaluate.robustness(threshold, xp.asarray(x), xp.asarray(LABELS), {"a": nudge(0.1)})
 
 
 def test_a_bar_is_shown_only_when_asked_for(capsys, monkeypatch):

@@ -71,8 +71,28 @@ def test_a_grid_of_other_images():
     assert titles(figure) == ["shirt"] * 6 and len(figure.axes) == 6
     assert titles(viz.image_grid(GREY, predictions=np.zeros(6, int))) == ["0"] * 6
     assert len(viz.image_grid(np.concatenate([GREY, GREY])).axes) == 20  # ten in a row
-    beyond = pictures(viz.image_grid(4 * GREY - 1))[0]  # without limits there is no clipping
-    assert beyond.min() == 0 and beyond.max() == 1
+
+
+def test_pixels_that_are_not_from_0_to_1():
+    with pytest.warns(UserWarning, match="0–1 here, got 0 to 255: .* by 255") as caught:
+        grid = viz.image_grid(np.arange(256).reshape(1, 16, 16))
+    assert caught[0].filename == __file__  # it points at who called
+    assert pictures(grid)[0].min() == 0 and pictures(grid)[0].max() == 1
+    with pytest.warns(UserWarning, match="got -1 to 0"):
+        viz.triptych(0 * GREY[0], 0 * GREY[0] - 1)
+    square = np.stack([GREY[:2], 3 + 0 * GREY[2:4]])
+    with pytest.warns(UserWarning, match="to 3:") as caught:
+        viz.source_target_grid(square)
+    assert len(caught) == 1  # not for each row
+    viz.image_grid([[[-1e-6, 1 + 1e-6]]])  # rounding; here a warning is an error
+
+
+def test_names_and_numbers_are_compared_as_text():
+    figure = viz.image_grid(GREY[:2], labels=["7", "cat"], predictions=np.array([7, 8]))
+    assert titles(figure) == ["7", "cat → 8"]
+    assert figure.axes[0].title.get_color() == "black"
+    figure = viz.triptych(GREY[0], GREY[1], answers=["7", 7])
+    assert figure.axes[4].title.get_color() == "black"
 
 
 def test_errors_of_a_grid():
@@ -205,6 +225,14 @@ def test_a_plane_by_default_and_the_most_in_one_pass():
     assert values[20, 20] == pytest.approx(
         float(losses.cross_entropy(model(x), np.array([1, 3]))), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("given", [Tensor, list, lambda a: a.tolist()])
+def test_a_plane_of_tensors_and_lists(given):
+    model, d, y = models.mlp((25, 8, 4), rng=1), RNG.random((2, 1, 5, 5), np.float32), [1, 3]
+    _, _, expected = viz.loss_on_plane(model, GREY[:2], np.array(y), d, d, points=3)
+    _, _, got = viz.loss_on_plane(model, given(GREY[:2]), y, given(d), given(d), points=3)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_errors_of_a_plane():

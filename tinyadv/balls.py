@@ -51,7 +51,9 @@ class Ball:
     def random(self, x: Array, rng: np.random.Generator | int) -> Array:
         """A random δ for each image of ``x`` (N, …), with x + δ in [0, 1].
 
-        Drawn on the host, so that every backend sees the same numbers.
+        In L∞ it is uniform in what ball and box share. In L2 and L1 it is uniform in the ball, and
+        pixels that leave [0, 1] are then cut off, which makes it shorter. Drawn on the host, so
+        that every backend sees the same numbers.
         """
         raise NotImplementedError
 
@@ -184,15 +186,15 @@ class L1(Ball):
     Raises
     ------
     ValueError
-        If ``epsilon`` is negative or ``pixels`` is below 1.
+        If ``epsilon`` is negative, or ``pixels`` is no integer from 1 up.
     """
 
     pixels: int = 1
 
     def __post_init__(self):
         super().__post_init__()
-        if self.pixels < 1:
-            raise ValueError(f"pixels must be ≥ 1, got {self.pixels}")
+        if not isinstance(self.pixels, (int, np.integer)) or self.pixels < 1:
+            raise ValueError(f"pixels must be an integer ≥ 1, got {self.pixels}")
 
     def norm(self, delta):
         return abs(_rows(delta)).sum(1)

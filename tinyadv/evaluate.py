@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -64,6 +64,7 @@ def accuracy(
         Takes (n, …) images, returns (n, K) logits.
     x : (N, …)
     y : (N,) integers
+        A label that the model has no logit for counts as wrong; nothing waits to look for one.
     attack : callable, optional
         ``attack(model, x, y) -> x_adv``; the accuracy is then that on what it returns.
     batch_size : int
@@ -97,6 +98,16 @@ def _examples_and_labels(x, y, name: str):
     return x, y
 
 
+def _check_classes(model, x, y) -> None:
+    """Raise an error unless the model has a logit for each label."""
+    classes, y = _value(model(x[:1])).shape[-1], to_numpy(y)
+    if not 0 <= y.min() <= y.max() < classes:
+        raise ValueError(
+            f"labels must be from 0 to {classes - 1}, the model returns {classes} logits; "
+            f"got labels from {y.min()} to {y.max()}"
+        )
+
+
 # ------------------------------------------------------------------------------- several attacks
 
 
@@ -120,9 +131,9 @@ class AttackResult:
     seconds : float
     """
 
-    attacked: np.ndarray = field(repr=False)
-    survived: np.ndarray = field(repr=False)
-    sizes: dict[str, np.ndarray] = field(repr=False)
+    attacked: np.ndarray
+    survived: np.ndarray
+    sizes: dict[str, np.ndarray]
     queries: float
     gradients: float
     seconds: float
@@ -159,10 +170,15 @@ class AttackResult:
             for norm, size in self.sizes.items()
         }
 
+    def __repr__(self) -> str:  # the numbers, not the arrays
+        names = ("accuracy", "success_rate", "queries", "gradients", "seconds")
+        numbers = [f"{name}={getattr(self, name):.6g}" for name in names]
+        return f"AttackResult({', '.join(numbers)})"
+
 
 @dataclass(frozen=True)
 class Robustness:
-    """What several attacks did to a model; ``print`` shows it as a table.
+    """What several attacks did to a model; ``print`` and notebooks show it as a table.
 
     Attributes
     ----------
@@ -172,7 +188,7 @@ class Robustness:
         By name, in the order in which they ran.
     """
 
-    correct: np.ndarray = field(repr=False)
+    correct: np.ndarray
     attacks: dict[str, AttackResult]
 
     @property
@@ -192,7 +208,7 @@ class Robustness:
         return float(self.survived.mean())
 
     def as_dict(self) -> dict:
-        """The numbers without the arrays, for a JSON file; what does not exist is NaN."""
+        """The numbers without the arrays, for a JSON file; what does not exist is None."""
         return {
             "examples": len(self.correct),
             "clean_accuracy": self.clean_accuracy,
@@ -200,9 +216,9 @@ class Robustness:
             "attacks": {
                 name: {
                     "accuracy": result.accuracy,
-                    "success_rate": result.success_rate,
-                    "median": result.median,
-                    "largest": result.largest,
+                    "success_rate": _or_none(result.success_rate),
+                    "median": {norm: _or_none(size) for norm, size in result.median.items()},
+                    "largest": {norm: _or_none(size) for norm, size in result.largest.items()},
                     "queries": result.queries,
                     "gradients": result.gradients,
                     "seconds": result.seconds,
@@ -234,8 +250,13 @@ class Robustness:
             lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
         return "\n".join(lines)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table()
+
+
+def _or_none(number: float) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(number) else number
 
 
 def _percent(share: float) -> str:
@@ -265,9 +286,8 @@ class Counted:
     def __init__(self, model: Callable):
         self.model = model
         self.queries = self.gradients = 0
-        self._lock = (
-            threading.Lock()
-        )  # `+=` reads, adds and writes: another thread may come between
+        # `+=` reads, adds and writes: another thread may come between.
+        self._lock = threading.Lock()
 
     def __call__(self, x):
         with self._lock:
@@ -329,11 +349,12 @@ def robustness(
     Raises
     ------
     TypeError
-        If ``attacks`` is no dict, or an attack returns no array of the backend of ``x``.
+        If ``attacks`` is no dict, ``ball`` is no ball, or an attack returns no array of the
+        backend of ``x``.
     ValueError
-        If there are no examples or no attacks, ``y`` is not one integer for each example, or ``x``
-        or what an attack returns has pixels that are not numbers from 0 to 1; the message names
-        the attack. An error that an attack raises has a note with its name.
+        If there are no examples or no attacks, ``y`` is not one integer for each example, from 0
+        to K - 1, or ``x`` or what an attack returns has pixels that are not numbers from 0 to 1;
+        the message names the attack. An error that an attack raises has a note with its name.
 
     Examples
     --------
@@ -354,7 +375,10 @@ def robustness(
         )
     if not attacks:
         raise ValueError("robustness needs one attack at least, got an empty dict")
+    if not isinstance(ball, Ball | None):
+        raise TypeError(f"ball must be Linf(ε), L2(ε) or L1(ε), got {ball!r}")
     _check_pixels(x, "x")
+    _check_classes(model, x, y)
     correct = _right(model, x, y, batch_size)
     results: dict[str, AttackResult] = {}
     standing = correct
@@ -427,10 +451,13 @@ def _check_returned(x_adv, x, name) -> None:
 
 
 def _check_pixels(x, name: str) -> None:
-    low, high = to_numpy(array_module(x).stack([x.min(), x.max()])).tolist()
+    low, high = to_numpy(array_module(x).stack([x.min(), x.max()]))
     if not (low >= 0 and high <= 1):  # NaN compares as false
-        what = "NaN" if low != low else f"values from {low:g} to {high:g}"
-        raise ValueError(f"{name} must have pixel values from 0 to 1, got {what}")
+        # str shows all digits that the dtype has: 1.0000001 is not 1.
+        seen = f"values from {low!s} to {high!s}; np.clip(x, 0, 1) removes rounding errors"
+        raise ValueError(
+            f"{name} must have pixel values from 0 to 1, got {'NaN' if low != low else seen}"
+        )
 
 
 # ---------------------------------------------------------------------------------- over epsilon
@@ -489,6 +516,7 @@ def robustness_curve(
     if not (epsilons >= 0).all():
         raise ValueError(f"epsilons must be ≥ 0, got {epsilons.tolist()}")
     _check_pixels(x, "x")
+    _check_classes(model, x, y)
     correct = standing = _right(model, x, y, batch_size)
     accuracies = np.empty_like(epsilons)
     for i in np.argsort(epsilons):  # upwards, for the cascade

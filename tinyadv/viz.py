@@ -7,9 +7,9 @@
     robustness_curves   what evaluate.robustness_curve returns, for several models or attacks
 
 Images are arrays of either backend, tensors or lists: (N, C, H, W) with one channel or three, or
-(N, H, W); pixel values 0–1. A function makes a figure of its own, or draws in the ``figure`` (also
-a part of one, a SubFigure) or the ``axes`` that it is given, so that lessons can put several
-together. Nothing is shown or saved here.
+(N, H, W); pixel values 0–1, with a warning where they are not. A function makes a figure of its
+own, or draws in the ``figure`` (also a part of one, a SubFigure) or the ``axes`` that it is given,
+so that lessons can put several together. Nothing is shown or saved here.
 
 Colours can be told apart with any colour vision: Okabe & Ito's for lines, cividis for losses, and
 for what may be positive or negative red and blue, white at zero.
@@ -17,6 +17,7 @@ for what may be positive or negative red and blue, white at zero.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -125,6 +126,7 @@ def triptych(
     before, after = _single(x, "x"), _single(x_adv, "x_adv")
     if before.shape != after.shape:
         raise ValueError(f"x and x_adv must have one shape, got {before.shape} and {after.shape}")
+    before, after = _pictures(np.stack([before, after]))
     answers = _listed(answers, 2, "answers") or ["", ""]
     confidences = _listed(confidences, 2, "confidences")
     delta = after.astype(float) - before
@@ -148,7 +150,7 @@ def triptych(
     images[1].set(xticks=[], yticks=[])
     images[1].spines[:].set(visible=True, color="0.7")
     images[1].set_title(f"largest change {largest:.3g}", fontsize=11, loc="center")
-    changed = answers[0] != answers[1]
+    changed = str(answers[0]) != str(answers[1])
     for i, ax in enumerate(images[::2]):
         colour = VERMILLION if i and changed else "black"
         words = str(answers[i])
@@ -188,6 +190,7 @@ def source_target_grid(
             f"images must be (K, K, C, H, W) or (K, K, H, W), a row for each source, "
             f"got shape {images.shape}"
         )
+    pictures = _pictures(images.reshape(count * count, *images.shape[2:]))
     classes = _listed(classes, count, "classes") or list(range(count))
     reached = np.ones((count, count), bool) if reached is None else to_numpy(reached)
     if reached.shape != (count, count):
@@ -197,8 +200,8 @@ def source_target_grid(
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
     axes = figure.subplots(count, count, squeeze=False)
     for i, row in enumerate(axes):
-        for j, (ax, picture) in enumerate(zip(row, _pictures(images[i]), strict=True)):
-            _show(ax, picture)
+        for j, ax in enumerate(row):
+            _show(ax, pictures[i * count + j])
             if i == j:
                 ax.spines[:].set(visible=True, color=SKY, linewidth=3)
             elif not reached[i, j]:
@@ -256,12 +259,14 @@ def loss_on_plane(
     a, b : (points,), values : (points, points)
         ``values[i, j]`` is the loss at a[j], b[i], on the host.
     """
+    x, y, d1, d2 = (_value(v) for v in (x, y, d1, d2))
+    xp = array_module(x, d1, d2)
+    x, y, d1, d2 = (xp.asarray(v) for v in (x, y, d1, d2))
     if not x.shape == d1.shape == d2.shape or points < 2 or not reach > 0:
         raise ValueError(
             f"x, d1 and d2 must have one shape, points be ≥ 2 and reach > 0, got {x.shape}, "
             f"{d1.shape}, {d2.shape}, {points} and {reach}"
         )
-    xp = array_module(x)
     a = b = np.linspace(-reach, reach, points)
     n, values = len(x), []
     places = [(float(s), float(t)) for t in b for s in a]  # (points², 2)
@@ -269,7 +274,7 @@ def loss_on_plane(
     for i in range(0, len(places), together):
         some = places[i : i + together]
         images = xp.concatenate([x + s * d1 + t * d2 for s, t in some])
-        labels = xp.concatenate([xp.asarray(y)] * len(some))
+        labels = xp.concatenate([y] * len(some))
         each = loss(_value(model(images)), labels, reduction="none")
         values.append(to_numpy(_value(each)).reshape(len(some), n).mean(1))  # (·n,) -> (·,)
     return a, b, np.concatenate(values).reshape(points, points)
@@ -384,11 +389,18 @@ def _pictures(images) -> np.ndarray:
         )
     if len(images) == 0:
         raise ValueError("there are no images to draw")
+    low, high = images.min(), images.max()
+    if low < -1e-3 or high > 1 + 1e-3:  # by more than rounding
+        warnings.warn(
+            f"pixel values are 0–1 here, got {low:.4g} to {high:.4g}: what is below is drawn as "
+            "0 and what is above as 1; divide images of 0–255 by 255",
+            stacklevel=3,
+        )
     return images
 
 
 def _single(x, name: str) -> np.ndarray:
-    """One image, as imshow takes it: (H, W) or (H, W, 3)."""
+    """One image: (C, H, W) or (H, W)."""
     x = to_numpy(x)
     if x.ndim == 4 and len(x) == 1:
         x = x[0]
@@ -396,7 +408,7 @@ def _single(x, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} must be one image, (C, H, W) or (H, W), or a batch of one, got shape {x.shape}"
         )
-    return _pictures(x[None])[0]
+    return x
 
 
 def _show(ax, picture) -> None:
@@ -418,7 +430,8 @@ def _title(label, prediction) -> tuple[str, str]:
     """What stands above an image, and its colour."""
     if label is None or prediction is None:
         return str(next((v for v in (label, prediction) if v is not None), "")), "black"
-    return (f"{label}", "black") if label == prediction else (f"{label} → {prediction}", VERMILLION)
+    label, prediction = str(label), str(prediction)  # 7 and "7" are the same answer
+    return (label, "black") if label == prediction else (f"{label} → {prediction}", VERMILLION)
 
 
 def _percent(share: float) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 
 from tinyadv.attacks.common import (
     _examples_last,
+    answers_only,
     by_pieces,
     check_counts,
     checked,
@@ -103,7 +104,8 @@ def square(
         ε in pixel values 0–1.
     queries : int
         How many images the model is asked about for each example, at most; the look at x itself is
-        not counted, as in the paper. The sizes of the squares depend on it.
+        not counted, as in the paper. The sizes of the squares depend on it. The default is that of
+        AutoAttack.
     p : float
         The share of the pixels in the first squares. It is halved after 10, 50, 200, 500, 1000,
         2000, 4000, 6000 and 8000 of 10,000 queries, and likewise for other numbers of queries. 0.8
@@ -150,7 +152,7 @@ def square(
     """
     from tqdm import tqdm
 
-    ask = _answers(model)
+    ask = answers_only(model)
     x, y, target = checked(ask, x, y, target)
     check_counts(queries=queries)
     if not 0 < p <= 1:
@@ -161,6 +163,8 @@ def square(
             "begin with a layer that flattens"
         )
     kind = _kind(ball)
+    if np.isinf(ball.epsilon):
+        raise ValueError("square needs a ball of finite size: Linf(1) holds all images")
     pixels = [_share(p, i, queries) * x.shape[2] * x.shape[3] for i in range(queries)]
     sides = np.minimum([kind.side(each) for each in pixels], min(x.shape[2:]))
 
@@ -191,11 +195,6 @@ def square(
             done += count
             bar.update(count)
     return (best, SquareDetails(xp.asarray(asked), xp.asarray(success))) if details else best
-
-
-def _answers(model: Callable) -> Callable:
-    """The model for arrays: what it returns may be a tensor, what it is given never is."""
-    return lambda x: _value(model(_value(x)))
 
 
 def _is_wanted(answer, y, target):
@@ -474,7 +473,7 @@ def transfer(
     sources = [sources] if callable(sources) else list(sources)
     if not sources:
         raise ValueError("transfer needs one source or more, a network or a list; got none")
-    ask, goal = _answers(model), keywords.get("target")
+    ask, goal = answers_only(model), keywords.get("target")
     x, y, goal = checked(ask, x, y, goal)
 
     def look(x, y, goal):

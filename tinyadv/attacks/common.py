@@ -21,6 +21,7 @@ import numpy as np
 
 from tinyadv import losses, ops
 from tinyadv.backend import array_module, to_numpy
+from tinyadv.balls import Ball, Linf
 from tinyadv.evaluate import predict
 from tinyadv.tensor import Array, Tensor, _value, grad
 from tinyadv.threads import in_threads, one_blas_thread
@@ -95,9 +96,22 @@ def input_gradient(model: Callable, x: Array, y: Array, target=None, *, loss: Ca
 
 
 def is_fooled(logits: Array, y: Array, target: Array | None = None) -> Array:
-    """Whether the attack has what it wants, for each example: (N, K) -> (N,) of bool."""
-    answer = logits.argmax(1)
-    return answer != y if target is None else answer == target
+    """Whether the attack has what it wants, for each example: (N, K) -> (N,) of bool.
+
+    NaN is no answer, and nobody is fooled by it.
+    """
+    answer, valid = logits.argmax(1), ~array_module(logits).isnan(logits).any(1)
+    return valid & (answer != y if target is None else answer == target)
+
+
+def answers_only(model: Callable) -> Callable:
+    """The model as one sees it from outside: asked with arrays, it answers with arrays."""
+    return lambda x: _value(model(_value(x)))
+
+
+def per_example(a: Array, x: Array) -> Array:
+    """A number for each example, shaped to go with images: (N,) -> (N, 1, …, 1)."""
+    return a.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
 def worse(a: tuple | None, b: tuple) -> tuple:
@@ -114,8 +128,7 @@ def worse(a: tuple | None, b: tuple) -> tuple:
     xp, (_, fooled_a, value_a, *_), (_, fooled_b, value_b, *_) = array_module(b[1]), a, b
     take_b = xp.where(fooled_a == fooled_b, value_b > value_a, fooled_b)  # (N,)
     return tuple(
-        xp.where(take_b.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
-        for old, new in zip(a, b, strict=True)
+        xp.where(per_example(take_b, old), new, old) for old, new in zip(a, b, strict=True)
     )
 
 
@@ -187,9 +200,9 @@ def _check_pixels(x) -> None:
     low, high = to_numpy(array_module(x).stack([x.min(), x.max()])).tolist()
     if not (low >= 0 and high <= 1):  # NaN compares as false
         raise ValueError(
-            f"pixels must be from 0 to 1, got values from {low:g} to {high:g}: "
-            + ("remove the NaN" if low != low else "scale the images, and let the model's first "
-               "layer do any other normalisation")
+            f"pixels must be from 0 to 1, got values from {low:.9g} to {high:.9g}: "
+            + ("remove the NaN" if low != low else "scale the images (np.clip takes off what is "
+               "due to rounding), and let the model's first layer do any other normalisation")
         )  # fmt: skip
 
 
@@ -229,6 +242,29 @@ def _labels(labels, x, classes: int, name: str):
     return xp.asarray(labels if array_module(labels) is xp else host)
 
 
+def check_ball(ball) -> None:
+    """Raise TypeError unless ``ball`` is one; warn if it holds every image."""
+    if not isinstance(ball, Ball):
+        raise TypeError(f"ball must be Linf(ε), L2(ε) or L1(ε) of tinyadv.balls, got {ball!r}")
+    if isinstance(ball, Linf) and 1 < ball.epsilon < math.inf:
+        warnings.warn(
+            f"ε = {ball.epsilon:g} allows every image, for pixels are from 0 to 1: ε of 0–255 must "
+            "be divided by 255",
+            AttackWarning,
+            stacklevel=3,
+        )
+
+
+def check_finite(x_adv: Array) -> Array:
+    """``x_adv``, or a ValueError if there is NaN in it: the model's gradient was not finite."""
+    if not bool(array_module(x_adv).isfinite(x_adv).all()):
+        raise ValueError(
+            "the attack ended with pixels that are NaN: the model or the loss has no finite "
+            "gradient for some of the images that it was shown"
+        )
+    return x_adv
+
+
 def check_counts(**counts) -> None:
     """Raise ValueError unless all of ``counts`` are integers of 1 or more."""
     for name, count in counts.items():
@@ -249,7 +285,8 @@ def by_pieces(
 ):
     """``run(x, *others)``, piece by piece, shared out over the cores.
 
-    Pieces have a fixed size, so the result does not depend on how many threads share the work.
+    How the batch is cut depends on its size alone, and not on how many threads share the work;
+    neither does the result.
 
     Parameters
     ----------

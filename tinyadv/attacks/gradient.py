@@ -22,10 +22,13 @@ import numpy as np
 from tinyadv.attacks.common import (
     AttackWarning,
     by_pieces,
+    check_ball,
     check_counts,
+    check_finite,
     checked,
     input_gradient,
     is_fooled,
+    per_example,
     to_raise,
     worse,
 )
@@ -68,6 +71,7 @@ def fgsm(
     -------
     x_adv : (N, …)
     """
+    check_ball(ball)
     if step_size is None:
         step_size = ball.epsilon * (1.25 if random_start else 1)
     return pgd(
@@ -109,7 +113,9 @@ def pgd(
         Their labels. By default the model's own predictions: that needs no knowledge of the truth,
         but an image that is misread already is then led away from the wrong answer.
     ball : Ball
-        Which perturbations are allowed: ``Linf(ε)``, ``L2(ε)``, ``L1(ε)``, ε in pixel values 0–1.
+        Which perturbations are allowed: ``Linf(ε)``, ``L2(ε)``, ``L1(ε, pixels=20)``, ε in pixel
+        values 0–1. In L1 the steepest step changes one pixel alone, and comes to nothing where that
+        pixel is black or white already; shared among more pixels, steps get farther.
     step_size : float, optional
         α, in the ball's norm. By default 2.5 ε / steps, and ε at most: enough to reach any point
         of the ball from any other, and to move along its surface after that.
@@ -120,15 +126,17 @@ def pgd(
     random_start : bool
         Start at a random point of the ball; otherwise at x.
     momentum : float
-        μ: 0 is plain PGD. With μ = 1 and no random start this is MI-FGSM (Dong et al. 2018,
-        "Boosting adversarial attacks with momentum"): g ← μ g + ∇/‖∇‖₁, and the steps follow g.
+        μ: 0 is plain PGD. With another μ the steps follow g ← μ g + ∇/‖∇‖₁. With ``momentum=1,
+        random_start=False, steps=10, step_size=ε/10`` this is MI-FGSM (Dong et al. 2018, "Boosting
+        adversarial attacks with momentum").
     loss : callable
         What is raised: a loss of :mod:`tinyadv.losses` (``cross_entropy``, ``margin``, ``dlr``), or
         any ``loss(logits, labels, reduction="none") -> (N,)`` made of :mod:`tinyadv.ops`.
     target : (N,) integers or one integer, optional
-        Classes to reach; then minus the loss of the target is raised.
+        Classes to reach; then minus the loss of the target is raised. For ``dlr`` it is the form of
+        that loss for targets, :func:`tinyadv.losses.dlr_targeted`.
     rng : numpy.random.Generator or int
-        For the random starts, drawn on the host: the same on every backend.
+        For the random starts, drawn on the host for the whole batch: the same on every backend.
     workers : int, optional
         Threads that share the images; by default as many as there are cores. The result does not
         depend on it.
@@ -160,6 +168,7 @@ def pgd(
     >>> x_adv.shape, bool(abs(x_adv - x).max() <= 0.1 + 1e-9)
     ((2, 1, 28, 28), True)
     """
+    check_ball(ball)
     x, y, target = checked(model, x, y, target)
     check_counts(steps=steps, restarts=restarts)
     if step_size is None:
@@ -232,7 +241,7 @@ def _worst_of_restarts(
             run, x, y, target, start, workers=workers, progress=progress, name=label
         )  # fmt: skip
         worst = found if restarts == 1 else worse(worst, found)
-    return worst if restarts == 1 else worst[0]
+    return check_finite(worst if restarts == 1 else worst[0])
 
 
 def apgd(
@@ -258,7 +267,8 @@ def apgd(
     parameter-free attacks", algorithm 1. Each image has its own step η, 2 ε at first. At
     checkpoints, farther apart at first than later, η is halved and the image goes back to the best
     point it has seen, if the loss rose in too few of the steps since the last checkpoint, or if
-    neither η nor the best loss has changed since then.
+    neither η nor the best loss has changed since then. The paper has it for L∞ and L2; in L1 it
+    takes the same steps here, and needs a ball with several ``pixels``.
 
     Parameters
     ----------
@@ -275,6 +285,7 @@ def apgd(
     x_adv : (N, …)
         The last point that fooled the model, or, where none did, the one with the largest loss.
     """
+    check_ball(ball)
     x, y, target = checked(model, x, y, target)
     check_counts(steps=steps, restarts=restarts)
     for label, share in {"momentum": momentum, "rho": rho}.items():
@@ -290,8 +301,8 @@ def apgd(
     def climb(x, y, target, delta):
         xp, low, high = array_module(x), -x, 1 - x
 
-        def rows(a):  # (N,) -> (N, 1, …, 1), to go with images
-            return a.reshape((-1,) + (1,) * (x.ndim - 1))
+        def rows(a):
+            return per_example(a, x)
 
         def look(delta):
             g, value, logits = input_gradient(model, x + delta, y, target, loss=loss)

@@ -236,7 +236,7 @@ def carlini_wagner(
     learning_rate : float
         Adam's, for w.
     steps : int
-        Adam's steps for each c, at most.
+        Adam's steps for each c, at most; the authors' program has 10,000.
     search_steps : int
         How many values of c are tried.
     initial_c : float

@@ -29,6 +29,7 @@ from tinyadv.attacks.common import (
     checked,
     input_gradient,
     is_fooled,
+    per_example,
     to_raise,
     worse,
 )
@@ -260,7 +261,11 @@ def untargeted(
             g, _, logits = input_gradient(model, x, y, loss=loss)
             moved = xp.clip(x + step_size * _at_unit_max(g), 0, 1)
             # An image that stays is misread in the next step again, and stays again.
-            x = xp.where(_rows(is_fooled(logits, y), x), x, moved) if stop_when_wrong else moved
+            x = (
+                xp.where(per_example(is_fooled(logits, y), x), x, moved)
+                if stop_when_wrong
+                else moved
+            )
         return x
 
     return by_pieces(run, x, y, workers=workers, progress=progress, name="untargeted")
@@ -380,8 +385,3 @@ def _at_unit_max(g):
     """Each image's gradient divided by its largest number; zero stays zero."""
     largest = abs(g).max(tuple(range(1, g.ndim)), keepdims=True)  # (N, …) -> (N, 1, …, 1)
     return g / array_module(g).where(largest > 0, largest, 1)
-
-
-def _rows(a, x):
-    """(N,) -> (N, 1, …, 1), to go with images x (N, …)."""
-    return a.reshape((-1,) + (1,) * (x.ndim - 1))

@@ -27,6 +27,7 @@ import numpy as np
 
 from tinyadv import ops
 from tinyadv.attacks.common import (
+    answers_only,
     by_pieces,
     check_counts,
     checked,
@@ -217,6 +218,7 @@ def spatial_grid(
     >>> x_adv.shape, t.shape
     ((2, 1, 28, 28), (2, 3))
     """
+    model = answers_only(model)
     x, y, target = _checked_images(model, x, y, target)
     check_counts(angles=angles, shifts=shifts)
     grid = _grid(_limits(max_angle, max_shift), angles, shifts)
@@ -278,6 +280,7 @@ def spatial_random(
     t : (N, 3)
         Angle, shift to the right, shift down; only with ``details=True``.
     """
+    model = answers_only(model)
     x, y, target = _checked_images(model, x, y, target)
     limits = _limits(max_angle, max_shift)
     check_counts(k=k)
@@ -414,7 +417,7 @@ def _try_all(model, loss, transformations, x, y, target, *worst):
     """
     xp, worst = array_module(x), worst or None
     for t in transformations:
-        logits = _value(model(rotate_translate(x, t[..., 0], t[..., 1:])))
+        logits = model(rotate_translate(x, t[..., 0], t[..., 1:]))
         value = _value(to_raise(loss, logits, y, target))
         t = xp.broadcast_to(xp.asarray(t, dtype=x.dtype), (len(x), 3))
         worst = worse(worst, (t, is_fooled(logits, y, target), value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +153,8 @@ def fetch(name: str, archive: Archive, folder: Path) -> Path:
         except (OSError, ValueError) as error:  # HTTP or the disk; a wrong checksum
             reason = str(error)
         failures.append(f"{mirror}{archive.name} ({reason})")
+    with suppress(OSError):  # there is something in it
+        place.rmdir()  # pooch made it before it tried
     raise DataError(
         f"cannot get {archive.name} of {name}: it is not in {place}, and no address gave it: "
         f"{'; '.join(failures)}. Put the file into that folder by hand, "
