@@ -140,6 +140,22 @@ def test_defaults():
     assert quick_fit(mlp(), epochs=0) == History()
 
 
+def test_hooks_are_told_the_epoch():
+    class Told:
+        def __init__(self, result):
+            self.result, self.epochs = result, []
+
+        def at(self, epoch):
+            self.epochs.append(epoch)
+
+        def __call__(self, model, x, y):
+            return self.result(model, x, y)
+
+    perturb, objective = Told(lambda model, x, y: x), Told(cross_entropy_objective)
+    quick_fit(mlp(), 2, perturb, objective=objective)  # 4 steps in an epoch
+    assert perturb.epochs == objective.epochs == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]
+
+
 def test_what_perturb_returns_is_trained_on(xp):
     seen = {"perturb": [], "objective": []}
 

@@ -12,6 +12,7 @@ train        the loop; checkpoint: what makes it resumable
 evaluate     how good the result is, on clean images and on attacked ones
 balls        the perturbations that an attack may choose from
 attacks      images that look the same to us, and that the network misreads
+verify       what no perturbation can do: proofs instead of attacks
 viz          what to look at: grids of images, perturbations, landscapes (not imported from here)
 backend      NumPy or CuPy: whose functions to call; threads: how several cores share a batch
 """
@@ -29,6 +30,7 @@ from tinyadv import (
     models,
     ops,
     optim,
+    verify,
 )
 from tinyadv.backend import array_module, get_backend, to_numpy
 from tinyadv.tensor import Tensor, check_grads, defvjp, grad, primitive, value_and_grad
@@ -57,6 +59,7 @@ __all__ = [
     "primitive",
     "to_numpy",
     "value_and_grad",
+    "verify",
 ]
 
 backend.keep_freed_memory()

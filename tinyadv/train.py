@@ -112,7 +112,8 @@ def fit(
         The inner maximisation: ``perturb(model, x, y) -> x_adv``.
     objective : callable
         ``objective(model, x, y) -> (loss, logits)``: the loss a scalar tensor, the logits for the
-        training accuracy.
+        training accuracy. If it, or ``perturb``, has a method ``at(epoch)``, that is called before
+        each step with the epochs done, fractions included: for an ε that grows.
     batch_size : int
     schedule : callable, optional
         ``schedule(epoch) -> learning rate``, with fractions of an epoch; see
@@ -198,6 +199,9 @@ def fit(
             for step in bar:
                 if schedule is not None:
                     optimizer.lr = schedule(run.epoch + step / steps)
+                for part in (perturb, objective):
+                    if hasattr(part, "at"):
+                        part.at(run.epoch + step / steps)
                 batch = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
                 x, y = x_train[batch], y_train[batch]
                 if perturb is not None:

@@ -1,0 +1,149 @@
+"""Interval bounds: nothing gets out of them, and what they certify no attack breaks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyadv import Tensor, grad, layers, ops, to_numpy
+from tinyadv.attacks import pgd
+from tinyadv.balls import Linf
+from tinyadv.evaluate import accuracy, predict
+from tinyadv.losses import cross_entropy
+from tinyadv.verify import certified, certified_accuracy, interval_bounds, worst_logits
+
+
+def conv_net(rng=0, dtype=np.float64):
+    rng = np.random.default_rng(rng)
+    return layers.Sequential(
+        layers.Conv2d(1, 3, 3, stride=2, padding=1, rng=rng),  # 8×8 -> 4×4
+        layers.ReLU(),
+        layers.MaxPool2d(2),
+        layers.Flatten(),
+        layers.Dense(12, 6, rng=rng),
+        layers.Activation("tanh"),
+        layers.Dense(6, 4, rng=rng),
+    ).astype(dtype)
+
+
+def images(n=5, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).random((n, 1, 8, 8)).astype(dtype)
+
+
+@given(seed=st.integers(0, 10_000), radius=st.sampled_from([0.0, 0.01, 0.2, 1.0]))
+def test_nothing_gets_out(seed, radius):
+    net, x, rng = conv_net(seed), images(seed=seed), np.random.default_rng(seed)
+    low, high = interval_bounds(net, x - radius, x + radius)
+    for _ in range(10):
+        corner = radius * rng.choice([-1, 1, rng.random()], x.shape)
+        z = net(x + corner).value
+        assert (low.value - 1e-9 <= z).all() and (z <= high.value + 1e-9).all()
+
+
+@pytest.mark.parametrize("layer, shape", [
+    (layers.Conv2d(2, 3, 3, stride=2, padding=1, rng=1), (2, 2, 5, 5)),
+    (layers.Dense(7, 3, rng=1), (2, 7)),
+    (layers.AvgPool2d(2), (2, 2, 4, 4)),
+    (layers.MaxPool2d(2), (2, 2, 4, 4)),
+    (layers.ReLU(), (2, 9)),
+])  # fmt: skip
+def test_the_bounds_of_one_layer_are_reached(layer, shape):
+    """For each output the worst input is found by its gradient's sign: the bounds are exact."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape).astype(np.float32)
+    low, high = x - 0.1, x + 0.1
+    bounds = interval_bounds(layer, low, high)
+    out = layer(Tensor(x))
+    for i in np.ndindex(out.shape):
+        if isinstance(layer, (layers.Conv2d, layers.Dense, layers.AvgPool2d)):
+            image = Tensor(x)
+            (g,) = grad(layer(image)[i], [image])
+            worst = layer(np.where(g > 0, high, low))
+            best = layer(np.where(g > 0, low, high))
+        else:  # monotone
+            worst, best = layer(high), layer(low)
+        assert to_numpy(worst)[i] == pytest.approx(to_numpy(bounds[1])[i], abs=1e-5)
+        assert to_numpy(best)[i] == pytest.approx(to_numpy(bounds[0])[i], abs=1e-5)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_worst_logits(seed):
+    net, x, y = conv_net(seed), images(seed=seed), np.arange(5) % 4
+    z = net(x).value
+    still = worst_logits(net, x, x, y).value
+    np.testing.assert_allclose(still, z - z[np.arange(5), y][:, None], atol=1e-9)
+    low, high = x - 0.05, x + 0.05
+    worst = worst_logits(net, low, high, y).value
+    assert (worst[np.arange(5), y] == 0).all() and (worst >= still - 1e-9).all()
+    # Tighter than the difference of two bounds, or the same.
+    bottom, top = (to_numpy(b) for b in interval_bounds(net, low, high))
+    loose = top - bottom[np.arange(5), y][:, None]
+    loose[np.arange(5), y] = 0
+    assert (worst <= loose + 1e-9).all()
+
+
+def test_a_linear_model_is_certified_exactly():
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((2, 16)).astype(np.float32)
+    net = layers.Sequential(layers.Flatten(), layers.Dense(16, 2))
+    net.load_state_dict({"1.weight": w, "1.bias": np.zeros(2, np.float32)})
+    x = rng.uniform(0.3, 0.7, (50, 1, 4, 4)).astype(np.float32)
+    y = to_numpy(predict(net, x))
+    z = to_numpy(net(x))
+    margin = abs(z[:, 0] - z[:, 1])
+    for epsilon in (0.01, 0.05, 0.2):
+        exact = margin > epsilon * abs(w[0] - w[1]).sum()
+        np.testing.assert_array_equal(certified(net, x, y, epsilon), exact)
+        assert certified_accuracy(net, x, y, epsilon, batch_size=7) == exact.mean()
+
+
+@pytest.mark.parametrize("epsilon", [0.003, 0.01])
+def test_no_attack_breaks_what_is_certified(epsilon):
+    net, x = conv_net(), images(40)
+    y = predict(net, x)
+    safe = certified(net, x, y, epsilon)
+    assert 0 < safe.mean() < 1
+    x_adv = pgd(net, x[safe], y[safe], ball=Linf(epsilon), restarts=5)
+    assert accuracy(net, x_adv, y[safe]) == 1
+    assert not certified(net, x, (y + 1) % 4, 0).any()
+
+
+def test_gradients_for_the_weights():
+    net, x, y = conv_net(), images(3), np.array([0, 1, 2])
+    parameters = net.parameters()
+    gradients = grad(cross_entropy(worst_logits(net, x - 0.1, x + 0.1, y), y), parameters)
+    rng, h = np.random.default_rng(0), 1e-6
+    for p, g in zip(parameters, gradients, strict=True):
+        d = rng.standard_normal(p.shape)
+        values = []
+        for step in (h, -h):
+            start, p.value = p.value, p.value + step * d
+            values.append(float(cross_entropy(worst_logits(net, x - 0.1, x + 0.1, y), y)))
+            p.value = start
+        assert (values[0] - values[1]) / (2 * h) == pytest.approx((g * d).sum(), rel=1e-4, abs=1e-7)
+
+
+def test_on_the_device(device):
+    net, x, y = conv_net(dtype=np.float32), images(dtype=np.float32), np.arange(5) % 4
+    host = certified(net, x, y, 0.01)
+    for p in net.parameters():
+        p.value = device.asarray(p.value)
+    there = certified(net, device.asarray(x), device.asarray(y), 0.01)
+    np.testing.assert_array_equal(to_numpy(there), host)
+
+
+def test_errors():
+    x, y = images(), np.zeros(5, int)
+    with pytest.raises(TypeError, match="no interval rule for Sine"):
+        interval_bounds(layers.Sequential(Sine()), x, x)
+    with pytest.raises(TypeError, match="ends in a Dense"):
+        worst_logits(layers.Sequential(layers.Flatten()), x, x, y)
+    with pytest.raises(ValueError, match="epsilon must be ≥ 0"):
+        certified(conv_net(), x, y, -0.1)
+    with pytest.raises(ValueError, match="needs one example at least"):
+        certified_accuracy(conv_net(), x[:0], y[:0], 0.1)
+
+
+class Sine(layers.Module):
+    def __call__(self, x):
+        return ops.sin(x)
