@@ -19,15 +19,17 @@ The smallest perturbation is the reverse: min ‖δ‖ so that argmax z(x + δ) 
 Moosavi-Dezfooli et al. (2016), "DeepFool"; Carlini & Wagner (2017), "Towards evaluating the
 robustness of neural networks".
 
-**Run.** `python lessons/06_the_inner_maximisation.py`: about a minute on two cores, most of it for
-training the two networks the first time. On handwritten digits:
+**Run.** `python lessons/06_the_inner_maximisation.py`: about a minute on two cores, once
+the two networks are trained and kept. On handwritten digits:
 `python lessons/06_the_inner_maximisation.py --data mnist`; with `--full`, more images and starts.
 
 **What to look for.** Gradients of different images differ by many orders of magnitude, so a step
 must not be proportional to them. From any random start the loss rises in the same way and ends at
 about the same value, on a standard and on a robust network, though the points where it ends are as
 far from each other as the starts were. And images lie close to a boundary: several times closer
-than to the nearest image of another class.
+than to the nearest image of another class. How equal the values are differs: for the printed digits
+they scatter by 2 to 12 % around their mean, for the robust network of the handwritten ones by 14 to
+35 %, while from image to image the loss differs by factors of up to a thousand there.
 
 **What was shortened.** A few hundred test images and 50 starts, where Madry et al. use 100,000
 starts. Fewer steps for Carlini and Wagner's attack than in the paper.
@@ -51,7 +53,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tinyadv import Tensor, attacks, evaluate, grad, losses, ops, to_numpy
-from tinyadv.attacks.minimal import carlini_wagner, deepfool
+from tinyadv.attacks import carlini_wagner, deepfool
 from tinyadv.balls import L1, L2, Linf
 
 NAME = "06_the_inner_maximisation"
@@ -243,7 +245,7 @@ numbers |= {"raw": list(raw.values()), "normalised": normalised}
 print(f"of length α, 2.5 ε / steps: {100 * normalised:5.1f} %")
 
 # %% [markdown]
-# ## The table: three balls, more steps, more starts
+# ## The table: three balls, one step (FGSM), more steps, more starts
 
 # %%
 rows = []
@@ -251,7 +253,7 @@ for label, ball in BALLS.items():
     for name, model in networks.items():
         options = {"ball": ball, "rng": args.seed}
         found = {
-            "1 step": attacks.pgd(model, x, y, steps=1, step_size=ball.epsilon, **options),
+            "FGSM": attacks.fgsm(model, x, y, ball=ball),
             "steps": attacks.pgd(model, x, y, steps=STEPS, **options),
             "restarts": attacks.pgd(model, x, y, steps=STEPS, restarts=3, **options),
         }
@@ -260,7 +262,7 @@ for label, ball in BALLS.items():
         clean = evaluate.accuracy(model, x, y)
         cells = [f"{100 * value:.1f} %" for value in (clean, *share.values())]
         rows.append([f"{label} ≤ {ball.epsilon:g}", name, *cells])
-common.table(rows, ["ball", "network", "clean", "1 step", f"{STEPS} steps", "3 starts"])
+common.table(rows, ["ball", "network", "clean", "FGSM", f"{STEPS} steps", "3 starts"])
 
 # %% [markdown]
 # ## The landscape
@@ -585,7 +587,7 @@ claim(
 for ball in BALLS.values():
     for name in networks:
         share = numbers[f"accuracy_{type(ball).__name__}_{name}"]
-        more = share["restarts"] <= share["steps"] <= share["1 step"] + 0.02
+        more = share["restarts"] <= share["steps"] <= share["FGSM"] + 0.02
         claim(f"more steps and more starts find more ({type(ball).__name__}, {name})", more)
 for name in networks:
     found = numbers[f"landscape_{name}"]

@@ -159,11 +159,13 @@ def naive_carlini_wagner(x, y, *, steps, search_steps, c, rate, confidence, abor
     return best
 
 
-@pytest.mark.parametrize("abort_early, confidence", [(True, 0.0), (False, 0.5)])
-def test_carlini_wagner_from_the_image_is_the_papers(abort_early, confidence):
+@pytest.mark.parametrize(
+    "abort_early, confidence, steps", [(True, 0.0, 50), (False, 0.5, 50), (False, 0.0, 25)]
+)
+def test_carlini_wagner_from_the_image_is_the_papers(abort_early, confidence, steps):
     x = np.clip(images(6), 0.05, 0.95)
     y = predict(NET, x)
-    options = {"steps": 50, "search_steps": 5, "confidence": confidence}
+    options = {"steps": steps, "search_steps": 5, "confidence": confidence}
     options["abort_early"] = abort_early
     ours = carlini_wagner(NET, x, y, start="image", initial_c=0.01, learning_rate=0.02, **options)
     naive = [
@@ -347,6 +349,28 @@ def test_a_target_is_reached(start):
 def test_a_target_that_is_the_answer_already_changes_nothing():
     x = images(3)
     same(short_cw(NET, x, target=predict(NET, x)), x)
+
+
+def test_the_start_is_deepfools_for_the_target():
+    """After a single step with a tiny c nothing else has been found."""
+    x = images(8)
+    y = predict(NET, x)
+    one_step = functools.partial(carlini_wagner, steps=1, search_steps=1, initial_c=1e-9)
+    close(one_step(NET, x, y), deepfool(NET, x, y), rtol=0, atol=1e-6)
+    x_adv, found = one_step(NET, x, y, target=(y + 1) % 5, details=True)
+    assert found.success.all()
+    same(predict(NET, x_adv), (y + 1) % 5)
+    _, alone = deepfool(NET, x, y, details=True)
+    _, both = one_step(NET, x, y, details=True)
+    same(both.passes, alone.passes + 1)
+
+
+def test_a_confidence_that_is_out_of_reach_is_a_failure_even_for_a_misread_image():
+    x = images(2)
+    with pytest.warns(AttackWarning, match="for 2 of 2"):
+        x_adv, found = short_cw(NET, x, (predict(NET, x) + 1) % 5, confidence=1e6, details=True)
+    same(x_adv, x)
+    assert not found.success.any()
 
 
 @pytest.mark.parametrize("start", ["deepfool", "image"])

@@ -156,7 +156,7 @@ class L2(Ball):
         inside = _limited(xp, delta, low, high)
         size, room = abs(_rows(delta)), _room(xp, delta, low, high)
         # s at which each number meets its limit; what is zero never does.
-        meets = xp.where(size > 0, room / _positive(xp, size), xp.inf)
+        meets = xp.where(size > 0, room / xp.maximum(size, 1e-30), xp.inf)
         order = xp.argsort(meets, axis=1)
         meets, size, room = (xp.take_along_axis(a, order, axis=1) for a in (meets, size, room))
         # For s between meets[k - 1] and meets[k]: length² = Σ_{i<k} b_i² + s² Σ_{i≥k} δ_i².

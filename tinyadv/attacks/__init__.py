@@ -19,7 +19,7 @@ from tinyadv.attacks.blackbox import square, transfer
 from tinyadv.attacks.boundary import fab
 from tinyadv.attacks.common import AttackWarning
 from tinyadv.attacks.gradient import apgd, fgsm, pgd
-from tinyadv.attacks.minimal import carlini_wagner, deepfool
+from tinyadv.attacks.minimal import Smallest, carlini_wagner, deepfool
 from tinyadv.attacks.slides import fake_image, targeted, untargeted
 from tinyadv.attacks.spatial import (
     rotate_translate,
@@ -31,6 +31,7 @@ from tinyadv.attacks.spatial import (
 __all__ = [
     "AttackWarning",
     "AutoReport",
+    "Smallest",
     "apgd",
     "auto_attack",
     "carlini_wagner",

@@ -22,8 +22,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tinyadv.attacks.common import by_pieces, check_counts, checked
-from tinyadv.attacks.minimal import Smallest, _lead, _like, _rounding, _verified
+from tinyadv.attacks.common import by_pieces, check_counts, checked, per_example
+from tinyadv.attacks.minimal import Smallest, _lead, _rounding, _verified
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L1, L2, Ball, Linf
 from tinyadv.losses import one_hot
@@ -141,7 +141,7 @@ def fab(
         point = x
         if way is not None:
             radius = xp.minimum(distance, ball.epsilon) / 2
-            point = xp.clip(x + _like(x, radius) * way, 0, 1)
+            point = xp.clip(x + per_example(radius, x) * way, 0, 1)
         for _ in range(steps):
             f, w = _nearest_boundary(model, point, y, target, classes, ball)
             d = onto_hyperplane(ball, point, w, -f)
@@ -150,7 +150,7 @@ def fab(
             size, size_orig = ball.norm(d), ball.norm(d_orig)
             both = size + size_orig
             alpha = xp.minimum(size / xp.where(both > 0, both, 1), alpha_max)
-            alpha = _like(x, alpha)
+            alpha = per_example(alpha, x)
             point = (1 - alpha) * (point + eta * d) + alpha * (x + eta * d_orig)
             point = xp.clip(point, 0, 1)
 
@@ -158,9 +158,9 @@ def fab(
             error = _lead(z, y, target)[0] > _rounding(z)
             size = ball.norm(point - x)
             closer = error & (size < distance)
-            best = xp.where(_like(x, closer), point, best)
+            best = xp.where(per_example(closer, x), point, best)
             distance = xp.where(closer, size, distance)
-            point = xp.where(_like(x, error), x + beta * (point - x), point)
+            point = xp.where(per_example(error, x), x + beta * (point - x), point)
         return best, distance
 
     xp, rng = array_module(x), np.random.default_rng(rng)
@@ -262,7 +262,7 @@ def _nearest_boundary(model, point, y, target, classes, ball):
         distance = xp.where(slope > 0, abs(f_s) / xp.where(slope > 0, slope, 1), xp.inf)
         closer = distance < nearest
         nearest = xp.where(closer, distance, nearest)
-        f, w = xp.where(closer, f_s, f), xp.where(_like(point, closer), w_s, w)
+        f, w = xp.where(closer, f_s, f), xp.where(per_example(closer, point), w_s, w)
     return f, w
 
 
@@ -348,7 +348,7 @@ def _final_search(model, x, y, target, best, steps=3):
     delta = best - x
 
     def look(t):
-        point = xp.clip(x + _like(x, t) * delta, 0, 1)
+        point = xp.clip(x + per_example(t, x) * delta, 0, 1)
         z = _value(model(point))
         return point, _lead(z, y, target)[0].astype(x.dtype), _rounding(z).astype(x.dtype)
 
@@ -363,7 +363,7 @@ def _final_search(model, x, y, target, best, steps=3):
         t = low + xp.clip(share, 0, 1) * (high - low)
         point, lead, rounding = look(t)
         error = (lead > rounding) & (rise > 0)
-        best = xp.where(_like(x, error), point, best)
+        best = xp.where(per_example(error, x), point, best)
         low, lead_low = xp.where(error, low, t), xp.where(error, lead_low, lead)
         high, lead_high = xp.where(error, t, high), xp.where(error, lead, lead_high)
     return best

@@ -31,6 +31,7 @@ from tinyadv.attacks.common import (
     by_pieces,
     check_counts,
     checked,
+    per_example,
 )
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
@@ -192,7 +193,7 @@ def _to_nearest_boundary(model, x, y, others, ball):
         distance = (abs(f) + _rounding(z)) / xp.where(slope > 0, slope, 1)
         closer = (slope > 0) & (distance < nearest)
         nearest = xp.where(closer, distance, nearest)
-        step = xp.where(_like(x, closer), _like(x, distance) * direction, step)
+        step = xp.where(per_example(closer, x), per_example(distance, x) * direction, step)
     return step
 
 
@@ -354,7 +355,7 @@ def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2
     s.found = s.found | (hit & (s.t >= grace))
     better = hit & (distance < s.best_distance)
     s.best_distance = xp.where(better, distance, s.best_distance)
-    s.best = xp.where(_like(s.x, better), x_adv, s.best)
+    s.best = xp.where(per_example(better, s.x), x_adv, s.best)
     s.loss = xp.minimum(s.loss, distance + s.c * xp.maximum(-lead, -needed))
 
     # ∂loss/∂x_adv = 2 δ + c ∂f/∂x_adv, and f is flat beyond the lead that is needed.
@@ -366,7 +367,7 @@ def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2
     s.t = s.t + 1
     rate = learning_rate * xp.sqrt(1 - beta2**s.t) / (1 - beta1**s.t)
     rate = xp.where(s.t < steps, rate, 0)  # no point is looked at after the last one
-    s.w = s.w - _like(s.x, rate) * s.m / (xp.sqrt(s.v) + 1e-8)
+    s.w = s.w - per_example(rate, s.x) * s.m / (xp.sqrt(s.v) + 1e-8)
 
 
 def _next_c(s, steps, abort_early, start) -> None:
@@ -385,9 +386,9 @@ def _next_c(s, steps, abort_early, start) -> None:
     s.loss = s.loss_before
     s.found = s.found & ~ended
     if start == "deepfool":
-        has_best = _like(s.x, ended & xp.isfinite(s.best_distance))
+        has_best = per_example(ended & xp.isfinite(s.best_distance), s.x)
         s.w_start = xp.where(has_best, _as_w(s.best), s.w_start)
-    again = _like(s.x, ended)
+    again = per_example(ended, s.x)
     s.w = xp.where(again, s.w_start, s.w)
     s.m, s.v = xp.where(again, 0, s.m), xp.where(again, 0, s.v)
 
@@ -418,10 +419,6 @@ def _squared(delta):  # (N, …) -> (N,)
     return (delta * delta).reshape(len(delta), -1).sum(1)
 
 
-def _like(x, a):  # (N,) -> (N, 1, …, 1), to go with images
-    return a.reshape((-1,) + (1,) * (x.ndim - 1))
-
-
 def _only(a, index: np.ndarray):
     """The rows ``index`` (on the host, ascending) of an array; ``None`` stays ``None``."""
     if a is None or len(index) == len(a):
@@ -442,7 +439,7 @@ def _verified(model, x, x_adv, passes, y, target, *, ball, details, confidence=0
     parts = [_value(model(x_adv[i : i + batch_size])) for i in range(0, len(x), batch_size)]
     lead, _ = _lead(xp.concatenate(parts), y, target)
     success = (lead > 0) & (lead >= confidence)
-    x_adv = xp.where(_like(x, success), x_adv, x)
+    x_adv = xp.where(per_example(success, x), x_adv, x)
     distance = xp.where(success, ball.norm(x_adv - x), xp.inf)
     failed = len(x) - int(to_numpy(success.sum()))
     if failed:
