@@ -64,7 +64,7 @@ def tinyadv_task(task: str, folder: str, images: int, steps: int, restarts: int,
             learning_rate=CW_LR, abort_early=False,
         ),
         "Square": lambda: attacks.square(model, x, y, ball=Linf(SMALL), queries=QUERIES),
-        "spatial grid": lambda: attacks.spatial_grid(model, x, y),
+        "spatial grid": lambda: attacks.spatial_grid(model, x, y, exhaustive=True),
     }[task]  # fmt: skip
     return run, (lambda: None) if xp is np else xp.cuda.get_current_stream().synchronize
 
