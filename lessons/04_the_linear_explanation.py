@@ -2,7 +2,7 @@
 """
 # 04 The linear explanation: why small changes add up
 
-**Question.** A change so small that one hardly sees it makes a network read a digit wrongly, and be
+**Question.** A change that does not hide a digit from us makes a network read it wrongly, and be
 sure of it. Is that a strange property of deep networks? Or does it happen to the simplest model
 there is, a weighted sum of the pixels?
 
@@ -33,13 +33,13 @@ another minute. With `--full` all test images, and three seeds of the linear mod
 **What to look for.** With weights of a fixed size the gain grows as n. With weights that were
 trained it does not: the same digits in more pixels get smaller weights. But the effect of *random*
 signs falls as 1/√n, so the worst change stays as strong as ever while chance stops finding it.
-FGSM turns 60 of 100 digits, and noise of the same length turns one or two. A linear model that
+FGSM turns 60 of 100 digits, noise of the same length about one, a few black or white pixels two. A linear model that
 tells 0 from 1 with hardly an error is wrong on 69 % of them in the worst case at ε = 0.2; trained
 for that case, on 11 %, and then most of its weights are nearly zero.
 
 **What was shortened.** Printed digits in the place of MNIST, unless you ask for it. On MNIST the
 tutorial reports 83 to 86 % errors in the worst case after standard training, about 2 % after robust
-training, and then 0.4 to 0.5 % with no attack; here it is 83.1, 1.8 and 0.47 %. Our learning rate
+training, and then 0.4 to 0.5 % with no attack; here it is 83.3, 1.8 and 0.47 %. Our learning rate
 falls to zero, so that the weights come to rest. FGSM runs on the first 1000 test images.
 """
 
@@ -202,7 +202,8 @@ print("and what random signs do falls as 1/√n.")
 # %% [markdown]
 # So the dimension alone does not make a model easy to fool: Tanay & Griffin's objection holds here.
 # What it does is hide the fooling direction. There is a change that undoes what the model sees in
-# about half of the images, and a random change of the same size has some 1/√n of its effect.
+# about half of the images, and a random change of the same size has some 1/√n of its effect. (These
+# weights start at zero. With random ones more images fall: see below.)
 #
 # ## FGSM
 #
@@ -263,6 +264,8 @@ print(f"median confidence in the wrong answers: {numbers['median_confidence_when
 # %% [markdown]
 # ## Is any small change as bad?
 #
+# "Imperceptible" means a small ‖η‖∞ in the papers: on photographs with their noise ε = 0.007 cannot
+# be seen. On black ground one sees ε = 0.15 well, as a grey haze, and still reads the digit.
 # Each perturbation here has, image by image, the same 2-norm as FGSM's, and stays in [0, 1]: steps
 # along the gradient itself, random signs, Gaussian noise, and a few random pixels that go from
 # black to white or from white to black.

@@ -25,10 +25,10 @@ the two networks are trained and kept. On handwritten digits:
 
 **What to look for.** Gradients of different images differ by many orders of magnitude, so a step
 must not be proportional to them. From any random start the loss rises in the same way and ends at
-about the same value, on a standard and on a robust network, though the points where it ends are as
-far from each other as the starts were. And images lie close to a boundary: several times closer
+about the same value, on a standard and on a robust network, though the points where it ends are
+about as far from each other as the starts were, or farther. And images lie close to a boundary: several times closer
 than to the nearest image of another class. How equal the values are differs: for the printed digits
-they scatter by 2 to 12 % around their mean, for the robust network of the handwritten ones by 14 to
+they scatter by 2 to 12 % around their mean, for the robust network of the handwritten ones by 13 to
 35 %, while from image to image the loss differs by factors of up to a thousand there.
 
 **What was shortened.** A few hundred test images and 50 starts, where Madry et al. use 100,000
@@ -81,8 +81,8 @@ for name, model in networks.items():
 # %% [markdown]
 # ## Gradients of very different sizes
 #
-# Where the network is sure, p_y is nearly 1 and the loss is flat: its gradient is W^T (p − e_y) in
-# the last layer, and p − e_y is nearly 0. How flat depends on the image. Here is the largest
+# Where the network is sure, its probability p for the label is nearly 1 and the loss is flat: all
+# of its gradient has the factor p − 1 or another class's probability, which is nearly 0. How flat depends on the image. Here is the largest
 # number of each image's gradient, from the flattest image to the steepest.
 
 
@@ -402,13 +402,13 @@ for c in (0.1, 1.0, 10.0):
     assert np.isfinite(ours).sum() == np.isfinite(theirs).sum()
 
 # %% [markdown]
-# With a small c nothing is found, with a large c it is found farther away than need be. So the
+# With a small c little is found, with a large c it is found farther away than need be. So the
 # library looks for the smallest c that works, for each image by bisection. And since descent from x
 # heads for the class that is second there, which need not be the nearest, it starts from DeepFool's
 # point (`start="image"` is the paper's way).
 #
-# Either may fail: on the robust network of the handwritten digits DeepFool finds an error for about
-# half of the images only, since the linear picture is a bad one there.
+# Either may fail: on the robust network of the handwritten digits DeepFool finds an error for some
+# 60 % of the images only, since the linear picture is a bad one there.
 
 # %%
 n = 20 if args.quick else 200 if args.full else 64  # images
@@ -474,8 +474,8 @@ for name, model in networks.items():
 
 # %% [markdown]
 # Who is close to it? Images with a small margin are, so a network's doubt says something about the
-# distance. And adversarial examples are: those that PGD finds in the 2-ball have just crossed.
-# DeepFool measures the way back to a boundary, and, for comparison, the images' own distance.
+# distance. And adversarial examples are: those that PGD finds in the 2-ball have crossed, and lie
+# nearer to a boundary than images do. DeepFool measures the way back to a boundary, and, for comparison, the images' own distance.
 
 # %%
 for name, model in networks.items():
@@ -527,7 +527,7 @@ def draw_pairs(ax):
         ax.scatter(np.concatenate(apart), 100 * np.concatenate(height), s=3, alpha=0.25,
                    color=colour, marker=marker, linewidths=0, rasterized=True)  # fmt: skip
         ax.scatter([], [], s=25, color=colour, marker=marker, label=name)
-    ax.set(xlim=(0, None), ylim=(0, None), title="Maxima: far apart, of similar height")
+    ax.set(xlim=(0, None), ylim=(0, None), title="Local maxima: far apart")
     ax.set(xlabel="distance of two maxima (two starts: 1)", ylabel="difference in loss, %")
     ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0)
 

@@ -2,8 +2,8 @@
 """
 # 11 Simple transformations: a turn and a shift are enough
 
-**Question.** All attacks so far wrote noise into the image, made with care by someone who knows the
-network. Is there a danger without such a person? What if the image is only turned a little and
+**Question.** All attacks so far wrote noise into the image, made with care by an
+attacker. Is there a danger without one? What if the image is only turned a little and
 moved a little, as by a camera that nobody held straight?
 
 **Equation.** A transformation t = (θ, s) turns the image by θ and shifts it by s. The inner
@@ -11,8 +11,8 @@ maximisation is the one of lesson 06, over three numbers in the place of 784:
 
     max L(f(T_θ,s(x)), y)   over   |θ| ≤ 30°, |s₁| ≤ 3, |s₂| ≤ 3 pixels.
 
-T reads each pixel of the result where it came from, R(−θ)(p − c − s) + c with c the centre, which
-lies between four pixels of x. They are mixed by how near they are, so the result has a derivative
+T reads pixel p of the result where it came from, at R(−θ)(p − c − s) + c, c the centre. That place
+lies between four pixels of x, which are mixed by how near they are, so the result has a derivative
 for θ and for s.
 
 **Papers.** Engstrom et al. (2019), "Exploring the landscape of spatial robustness", first called "A
@@ -26,7 +26,7 @@ trained on, with the worst of 10.
 **What to look for.** The network of lesson 02 reads 99 % of the digits as they are, and 83 % after
 a random turn and shift. With the worst of ten random ones it is right about one time in four, and
 none survives all 775 of a grid. Climbing the gradient, which is what works best on pixels, is the
-weaker attack here. A network that is robust to noise in the ℓ∞ ball does not survive the grid
+weaker attack here. A network that is robust in the ℓ∞ ball does not survive the grid
 either. Training on random turns and shifts helps (23 %), training on the worst of four more (51 %).
 
 **What was shortened.** The networks are small and trained for four epochs, and 300 test images
@@ -250,7 +250,7 @@ assert first_order > numbers["standard"][f"worst of {K} random"]
 # With three numbers one can look at the landscape itself. Here is a slice of it, the loss over the
 # angle and the shift to the right. A *local maximum* is a point of the slice that is higher than
 # its eight neighbours, or than those it has, at the edge. How many are there, and how many ascents
-# from random starts end on a point where the network errs?
+# from random starts pass a point where the network errs, or begin at one?
 
 # %%
 A, S = (21, 13) if args.quick else (61, 31)  # points of a slice: angles, shifts to the right
@@ -309,7 +309,7 @@ assert maxima > 1
 #
 # `fit` takes the attack as its inner maximisation. One random transformation, k = 1, maximises
 # nothing and is what one calls *data augmentation*. With k > 1 it is min-max training. A third
-# network has learned to withstand noise: `common.robust_cnn`, trained on PGD in the ℓ∞ ball.
+# network is robust in the ℓ∞ ball: `common.robust_cnn`, trained on PGD.
 
 
 # %%
@@ -334,7 +334,7 @@ def spatial_cnn(k):
 
 networks = {
     "standard": model,
-    "robust to noise": common.robust_cnn(args, data),
+    "robust in ℓ∞": common.robust_cnn(args, data),
     "augmented": spatial_cnn(1),
     f"worst of {TRAIN_K}": spatial_cnn(TRAIN_K),
 }
@@ -353,7 +353,7 @@ result = {
 numbers["networks"] = result
 rows = [[network, *(f"{100 * a:.1f} %" for a in row.values())] for network, row in result.items()]
 common.table(rows, ["trained", *attacks])
-standard, noise, augmented, worst = result.values()
+standard, linf, augmented, worst = result.values()
 
 # %% [markdown]
 # Robust to one thing is not robust to another: the ball is a choice, and whoever chose ℓ∞ has not
@@ -452,8 +452,8 @@ print(
 print(f"the first-order attack, {100 * first_order:.1f} %")
 assert standard["full grid"] <= standard[f"worst of {K}"] <= standard["one random"]
 assert first_order > standard["full grid"] + 0.1
-print(f"robust to noise, yet the grid leaves {100 * noise['full grid']:.1f} %")
-assert noise["full grid"] <= (0.3 if args.quick else 0.05)
+print(f"robust in ℓ∞, yet the grid leaves {100 * linf['full grid']:.1f} %")
+assert linf["full grid"] <= (0.3 if args.quick else 0.05)
 print(f"augmented {100 * augmented['full grid']:.1f} %, ", end="")
 print(f"worst of {TRAIN_K} {100 * worst['full grid']:.1f} %")
 if not args.quick:
