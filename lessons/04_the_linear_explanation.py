@@ -32,10 +32,10 @@ another minute. With `--full` all test images, and three seeds of the linear mod
 
 **What to look for.** With weights of a fixed size the gain grows as n. With weights that were
 trained it does not: the same digits in more pixels get smaller weights. But the effect of *random*
-signs falls as 1/√n, so the worst change stays as strong as ever while chance stops finding it.
-FGSM turns 60 of 100 digits, noise of the same length about one, a few black or white pixels two. A linear model that
-tells 0 from 1 with hardly an error is wrong on 69 % of them in the worst case at ε = 0.2; trained
-for that case, on 11 %, and then most of its weights are nearly zero.
+signs falls as 1/√n, so the worst change stays as strong as ever while chance stops finding it. FGSM
+turns 60 of 100 digits, noise of the same length about one, a few black or white pixels two. A
+linear model that tells 0 from 1 with hardly an error is wrong on 69 % of them in the worst case at
+ε = 0.2; trained for that case, on 11 %, and then most of its weights are nearly zero.
 
 **What was shortened.** Printed digits in the place of MNIST, unless you ask for it. On MNIST the
 tutorial reports 83 to 86 % errors in the worst case after standard training, about 2 % after robust

@@ -26,12 +26,12 @@ handwritten digits, `--full` for more images and five seeds of each network, som
 **What to look for.** Twenty steps leave 1.7 % of the digits right. Stopped at its first error, an
 image changes by less than half of that, and the network is less sure of the wrong answer. Behind
 logits a hundred times as large, 296 of 300 images have a gradient of exactly 0, and the attack
-moves none of them: an attack that fails proves no robustness. Targeted, with λ = 30, each digit is read
-as each other one, if the best point is kept: of the last points only 83 % (ℓ1) and 94 % (ℓ2) are.
-ℓ1 leaves more than half of the pixels alone, ℓ2 less than a third. The claim about depth holds in
-one family of networks and not in the other: with 8 dense layers instead of 1, half of the images
-fall at ε = 0.038 instead of 0.053. Convolutional networks with 6 hidden layers need 0.071 (0.064
-on MNIST).
+moves none of them: an attack that fails proves no robustness. Targeted, with λ = 30, each digit is
+read as each other one, if the best point is kept: of the last points only 83 % (ℓ1) and 94 % (ℓ2)
+are. ℓ1 leaves more than half of the pixels alone, ℓ2 less than a third. The claim about depth holds
+in one family of networks and not in the other: with 8 dense layers instead of 1, half of the images
+fall at ε = 0.038 instead of 0.053. Convolutional networks with 6 hidden layers need 0.071 (0.064 on
+MNIST).
 
 **What was shortened.** Printed digits in the place of MNIST, unless you ask for it, 300 of them for
 the untargeted attack and 30 for the targeted one. The slides give λ, but no step rule for the
@@ -413,9 +413,9 @@ common.table(rows, ["", "accuracy", "mean", "lowest", "highest"])
 # that may be that the shallow ones are also the less accurate ones, with less to lose.
 #
 # It does not hold for depth as such. The convolutional networks show no trend beyond what two seeds
-# differ by (with five seeds on MNIST their means fall a little, less than the seeds differ), and the
-# deepest of them is harder to attack than the shallowest dense one, though it is more accurate as
-# well. What the layers do matters more than how many there are.
+# differ by (with five seeds on MNIST their means fall a little, less than the seeds differ), and
+# the deepest of them is harder to attack than the shallowest dense one, though it is more accurate
+# as well. What the layers do matters more than how many there are.
 
 # %% [markdown]
 # ## The figure
@@ -450,7 +450,8 @@ def draw_grid(ax):
     ax.set_yticks(centres, names)
     ax.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
     ax.spines[:].set_visible(False)
-    ax.set(ylabel="what it is", xlabel="blue: as they were" + ("" if grid_reached.all() else "; red: not reached"))
+    frames = "blue: as they were" + ("" if grid_reached.all() else "; red: not reached")
+    ax.set(ylabel="what it is", xlabel=frames)
     ax.set_title("Targeted: what the network says", loc="center")
 
 

@@ -26,10 +26,11 @@ the two networks are trained and kept. On handwritten digits:
 **What to look for.** Gradients of different images differ by many orders of magnitude, so a step
 must not be proportional to them. From any random start the loss rises in the same way and ends at
 about the same value, on a standard and on a robust network, though the points where it ends are
-about as far from each other as the starts were, or farther. And images lie close to a boundary: several times closer
-than to the nearest image of another class. How equal the values are differs: for the printed digits
-they scatter by 2 to 12 % around their mean, for the robust network of the handwritten ones by 13 to
-35 %, while from image to image the loss differs by factors of up to a thousand there.
+about as far from each other as the starts were, or farther. And images lie close to a boundary:
+several times closer than to the nearest image of another class. How equal the values are differs:
+for the printed digits they scatter by 2 to 12 % around their mean, for the robust network of the
+handwritten ones by 13 to 35 %, while from image to image the loss differs by factors of up to a
+thousand there.
 
 **What was shortened.** A few hundred test images and 50 starts, where Madry et al. use 100,000
 starts. Fewer steps for Carlini and Wagner's attack than in the paper.
@@ -82,8 +83,9 @@ for name, model in networks.items():
 # ## Gradients of very different sizes
 #
 # Where the network is sure, its probability p for the label is nearly 1 and the loss is flat: all
-# of its gradient has the factor p − 1 or another class's probability, which is nearly 0. How flat depends on the image. Here is the largest
-# number of each image's gradient, from the flattest image to the steepest.
+# of its gradient has the factor p − 1 or another class's probability, which is nearly 0. How flat
+# depends on the image. Here is the largest number of each image's gradient, from the flattest image
+# to the steepest.
 
 
 # %%
@@ -475,7 +477,8 @@ for name, model in networks.items():
 # %% [markdown]
 # Who is close to it? Images with a small margin are, so a network's doubt says something about the
 # distance. And adversarial examples are: those that PGD finds in the 2-ball have crossed, and lie
-# nearer to a boundary than images do. DeepFool measures the way back to a boundary, and, for comparison, the images' own distance.
+# nearer to a boundary than images do. DeepFool measures the way back to a boundary, and, for
+# comparison, the images' own distance.
 
 # %%
 for name, model in networks.items():

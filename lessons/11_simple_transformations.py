@@ -2,9 +2,9 @@
 """
 # 11 Simple transformations: a turn and a shift are enough
 
-**Question.** All attacks so far wrote noise into the image, made with care by an
-attacker. Is there a danger without one? What if the image is only turned a little and
-moved a little, as by a camera that nobody held straight?
+**Question.** All attacks so far wrote noise into the image, made with care by an attacker. Is there
+a danger without one? What if the image is only turned a little and moved a little, as by a camera
+that nobody held straight?
 
 **Equation.** A transformation t = (θ, s) turns the image by θ and shifts it by s. The inner
 maximisation is the one of lesson 06, over three numbers in the place of 784:
@@ -26,8 +26,8 @@ trained on, with the worst of 10.
 **What to look for.** The network of lesson 02 reads 99 % of the digits as they are, and 83 % after
 a random turn and shift. With the worst of ten random ones it is right about one time in four, and
 none survives all 775 of a grid. Climbing the gradient, which is what works best on pixels, is the
-weaker attack here. A network that is robust in the ℓ∞ ball does not survive the grid
-either. Training on random turns and shifts helps (23 %), training on the worst of four more (51 %).
+weaker attack here. A network that is robust in the ℓ∞ ball does not survive the grid either.
+Training on random turns and shifts helps (23 %), training on the worst of four more (51 %).
 
 **What was shortened.** The networks are small and trained for four epochs, and 300 test images
 stand for all. Where a digit reaches the border, a part of it is moved out of the picture. The

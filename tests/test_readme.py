@@ -61,7 +61,8 @@ def found_table() -> str:
 def attacks_table() -> str:
     """Seconds of the attacks, and their ratios to PyTorch, from the benchmark's file."""
     tasks = json.loads((ROOT / "tests" / "benchmarks" / "attacks.json").read_text())["tasks"]
-    lines = ["| | tinyadv, s | PyTorch, s | in batches of 250, s | ratio |", "|---|---|---|---|---|"]
+    lines = ["| | tinyadv, s | PyTorch, s | in batches of 250, s | ratio |"]
+    lines.append("|---" * 5 + "|")
     for task, found in tasks.items():
         times = [f"{found[key]:.2f}" for key in ("tinyadv", "torch", "torch, batches", "ratio")]
         lines.append(f"| {task} | {' | '.join(times)} |")
