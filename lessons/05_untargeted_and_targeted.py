@@ -450,8 +450,8 @@ def draw_grid(ax):
     ax.set_yticks(centres, names)
     ax.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
     ax.spines[:].set_visible(False)
-    frames = "blue: as they were" + ("" if grid_reached.all() else "; red: not reached")
-    ax.set(ylabel="what it is", xlabel=frames)
+    missed = "" if grid_reached.all() else "; red: not reached"
+    ax.set(ylabel="what it is", xlabel="blue frames: the images as they were" + missed)
     ax.set_title("Targeted: what the network says", loc="center")
 
 

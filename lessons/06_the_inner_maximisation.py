@@ -413,7 +413,7 @@ for c in (0.1, 1.0, 10.0):
 # 60 % of the images only, since the linear picture is a bad one there.
 
 # %%
-n = 20 if args.quick else 200 if args.full else 64  # images
+n = 20 if args.quick else 200 if args.full else 48  # images
 
 
 def distances(attack, model, x, y=None, **options):

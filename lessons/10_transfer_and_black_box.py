@@ -250,7 +250,7 @@ def our_square(model, x, label, rng, queries):
 # the size of a batch, could turn a comparison of two margins around.)
 
 # %%
-FEW, SOME = (5, 30) if args.quick else (20, 150)  # images, queries
+FEW, SOME = (5, 30) if args.quick else (10, 100)  # images, queries
 precise = models.slides_cnn().to(args.backend).astype(np.float64)
 precise.load_state_dict(networks["standard A"].state_dict())
 few_x, few_y = to_numpy(x[:FEW]).astype(np.float64), data.y_test[:FEW]
