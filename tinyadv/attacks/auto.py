@@ -23,8 +23,8 @@ from functools import partial
 import numpy as np
 
 from tinyadv.attacks.blackbox import square
-from tinyadv.attacks.boundary import _logits, fab, ranked_others
-from tinyadv.attacks.common import AttackWarning, check_counts, checked
+from tinyadv.attacks.boundary import fab, ranked_others
+from tinyadv.attacks.common import AttackWarning, all_logits, check_counts, checked
 from tinyadv.attacks.gradient import apgd
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
@@ -178,7 +178,7 @@ def auto_attack(
     check_counts(steps=steps, targets=targets, queries=queries)
     _check_ball_and_shape(ball, x)
     xp, rng = array_module(x), np.random.default_rng(rng)
-    logits = _logits(model, x)
+    logits = all_logits(model, x)
     _check_same_answers(model, x)
     others = ranked_others(logits, y)[:, :targets]  # (N, T), the most likely class first
     shared = {"ball": ball, "workers": workers, "progress": progress}
@@ -239,7 +239,7 @@ def _check_ball_and_shape(ball, x) -> None:
 
 def _check_same_answers(model, x) -> None:
     """Warn if the model's logits are other ones when it is asked again."""
-    first, again = _logits(model, x[:100]), _logits(model, x[:100])
+    first, again = all_logits(model, x[:100]), all_logits(model, x[:100])
     change, size = float(abs(first - again).max()), float(abs(first).max())
     if change > 1e-3 * size:
         warnings.warn(

@@ -25,6 +25,7 @@ import numpy as np
 
 from tinyadv.attacks.common import (
     _examples_last,
+    all_logits,
     answers_only,
     by_pieces,
     check_counts,
@@ -36,7 +37,6 @@ from tinyadv.attacks.common import (
 from tinyadv.attacks.gradient import pgd
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
-from tinyadv.evaluate import predict
 from tinyadv.losses import margin
 from tinyadv.tensor import Array, _value
 
@@ -172,7 +172,8 @@ def square(
     seeds = np.random.default_rng(rng).integers(2**63, size=n)
     generators = [np.random.default_rng(seed) for seed in seeds]
     best, value = x.copy(), xp.full((n,), -np.inf)
-    asked, success = np.zeros(n, np.int64), to_numpy(_is_wanted(predict(ask, x), y, target))
+    asked = np.zeros(n, np.int64)
+    success = to_numpy(is_fooled(all_logits(ask, x), y, target))
     left = np.flatnonzero(~success)
     with tqdm(total=queries, desc="Square", leave=False, disable=None if progress else True) as bar:
         done = 0
@@ -195,11 +196,6 @@ def square(
             done += count
             bar.update(count)
     return (best, SquareDetails(xp.asarray(asked), xp.asarray(success))) if details else best
-
-
-def _is_wanted(answer, y, target):
-    """Whether an answer is what the attack wants: (N,) -> (N,) of bool."""
-    return answer != y if target is None else answer == target
 
 
 def _share(p: float, i: int, queries: int) -> float:

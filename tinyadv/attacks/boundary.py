@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tinyadv.attacks.common import by_pieces, check_counts, checked, per_example
+from tinyadv.attacks.common import all_logits, by_pieces, check_counts, checked, per_example
 from tinyadv.attacks.minimal import Smallest, _lead, _rounding, _verified
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L1, L2, Ball, Linf
@@ -164,7 +164,7 @@ def fab(
         return best, distance
 
     xp, rng = array_module(x), np.random.default_rng(rng)
-    z = _logits(model, x)
+    z = all_logits(model, x)
     # What is misread as it is needs no attack: the others are picked out once, before all steps.
     standing = np.flatnonzero(to_numpy(_lead(z, y, target)[0] <= 0))
     x_adv, passes, now = x.copy(), np.zeros(len(x), int), xp.asarray(standing)
@@ -209,13 +209,8 @@ def _plain(ball: Ball) -> Ball:
 def _random_way(ball, x, rng):
     """A random direction of length 1 for each image, from the host."""
     u = rng.uniform(-1, 1, x.shape) if isinstance(ball, Linf) else rng.standard_normal(x.shape)
-    u /= ball.norm(u).reshape((-1,) + (1,) * (x.ndim - 1))
+    u /= per_example(ball.norm(u), u)
     return array_module(x).asarray(u.astype(x.dtype))
-
-
-def _logits(model, x, batch_size=500):
-    parts = [_value(model(x[i : i + batch_size])) for i in range(0, len(x), batch_size)]
-    return array_module(x).concatenate(parts)
 
 
 def ranked_others(logits: Array, y: Array) -> Array:

@@ -109,6 +109,12 @@ def answers_only(model: Callable) -> Callable:
     return lambda x: _value(model(_value(x)))
 
 
+def all_logits(model: Callable, x: Array, batch_size: int = 500) -> Array:
+    """The logits of any number of images, some at a time: (N, …) -> (N, K)."""
+    parts = [_value(model(x[i : i + batch_size])) for i in range(0, len(x), batch_size)]
+    return array_module(x).concatenate(parts)
+
+
 def per_example(a: Array, x: Array) -> Array:
     """A number for each example, shaped to go with images: (N,) -> (N, 1, …, 1)."""
     return a.reshape((-1,) + (1,) * (x.ndim - 1))
@@ -263,6 +269,13 @@ def check_finite(x_adv: Array) -> Array:
             "gradient for some of the images that it was shown"
         )
     return x_adv
+
+
+def check_numbers(**numbers) -> None:
+    """Raise ValueError unless all of ``numbers`` are finite and 0 or more."""
+    for name, number in numbers.items():
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name} must be a number ≥ 0, got {number}")
 
 
 def check_counts(**counts) -> None:

@@ -25,6 +25,7 @@ from tinyadv.attacks.common import (
     check_ball,
     check_counts,
     check_finite,
+    check_numbers,
     checked,
     input_gradient,
     is_fooled,
@@ -195,8 +196,7 @@ def pgd(
 
 
 def _check_step(step_size: float, ball: Ball, random_start: bool) -> None:
-    if not step_size >= 0 or math.isinf(step_size):
-        raise ValueError(f"step_size must be a number ≥ 0, got {step_size}")
+    check_numbers(step_size=step_size)
     if step_size > ball.epsilon and not random_start:
         warnings.warn(
             f"a step of {step_size:g} is longer than ε = {ball.epsilon:g}: from x, each step ends "

@@ -28,8 +28,10 @@ import numpy as np
 from tinyadv.attacks.common import (
     AttackWarning,
     _examples_last,
+    all_logits,
     by_pieces,
     check_counts,
+    check_numbers,
     checked,
     per_example,
 )
@@ -134,7 +136,7 @@ def deepfool(
         raise ValueError(f"norm must be one of {tuple(NORMS)}, got {norm!r}")
     if candidates < 2:
         raise ValueError(f"candidates must be ≥ 2, the label and another class, got {candidates}")
-    _check_numbers(overshoot=overshoot)
+    check_numbers(overshoot=overshoot)
     ball = NORMS[norm]
 
     def run(x, y):
@@ -274,7 +276,7 @@ def carlini_wagner(
     """
     x, y, target = checked(model, x, y, target)
     check_counts(steps=steps, search_steps=search_steps)
-    _check_numbers(confidence=confidence)
+    check_numbers(confidence=confidence)
     for name, number in {"learning_rate": learning_rate, "initial_c": initial_c}.items():
         if not 0 < number < math.inf:
             raise ValueError(f"{name} must be a number above 0, got {number}")
@@ -427,17 +429,10 @@ def _only(a, index: np.ndarray):
     return _examples_last(xp, a[xp.asarray(index)])
 
 
-def _check_numbers(**numbers) -> None:
-    for name, number in numbers.items():
-        if not 0 <= number < math.inf:
-            raise ValueError(f"{name} must be a number ≥ 0, got {number}")
-
-
-def _verified(model, x, x_adv, passes, y, target, *, ball, details, confidence=0.0, batch_size=500):
+def _verified(model, x, x_adv, passes, y, target, *, ball, details, confidence=0.0):
     """The result, after a look at the array that is returned: what fails is put back and told."""
     xp = array_module(x)
-    parts = [_value(model(x_adv[i : i + batch_size])) for i in range(0, len(x), batch_size)]
-    lead, _ = _lead(xp.concatenate(parts), y, target)
+    lead, _ = _lead(all_logits(model, x_adv), y, target)
     success = (lead > 0) & (lead >= confidence)
     x_adv = xp.where(per_example(success, x), x_adv, x)
     distance = xp.where(success, ball.norm(x_adv - x), xp.inf)

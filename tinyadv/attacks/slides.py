@@ -26,6 +26,7 @@ from tinyadv.attacks.common import (
     _labels,
     by_pieces,
     check_counts,
+    check_numbers,
     checked,
     input_gradient,
     is_fooled,
@@ -133,7 +134,7 @@ def fake_image(
     """
     x, target = _start(model, target, x, shape, rng)
     check_counts(steps=steps)
-    _check_number("learning_rate", learning_rate)
+    check_numbers(learning_rate=learning_rate)
 
     def run(x, target):
         xp, losses, probabilities = array_module(x), [], []
@@ -173,11 +174,6 @@ def _start(model, target, x, shape, rng):
     # Not `checked`: that a target is what the model says to the noise is nothing to warn of.
     target = [target] * len(x) if isinstance(target, (int, np.integer)) else target
     return x, _labels(target, x, classes, "target")
-
-
-def _check_number(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a number ≥ 0, got {value}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -253,7 +249,7 @@ def untargeted(
     """
     x, y, _ = checked(model, x, y)
     check_counts(steps=steps)
-    _check_number("step_size", step_size)
+    check_numbers(step_size=step_size)
 
     def run(x, y):
         xp = array_module(x)
@@ -349,8 +345,8 @@ def targeted(
     _check_choice("distance", distance, DISTANCES)
     _check_choice("reduction", reduction, REDUCTIONS)
     _check_choice("keep", keep, KEEP)
-    _check_number("weight", weight)
-    _check_number("step_size", step_size)
+    check_numbers(weight=weight)
+    check_numbers(step_size=step_size)
     # λ, for the sum over the pixels
     scale = weight / math.prod(x.shape[1:]) if reduction == "mean" else weight
 

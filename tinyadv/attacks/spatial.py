@@ -30,6 +30,7 @@ from tinyadv.attacks.common import (
     answers_only,
     by_pieces,
     check_counts,
+    check_numbers,
     checked,
     input_gradient,
     is_fooled,
@@ -341,8 +342,7 @@ def spatial_first_order(
     x, y, target = _checked_images(model, x, y, target)
     limits = _limits(max_angle, max_shift)
     check_counts(steps=steps)
-    if not 0 <= step_size < math.inf:
-        raise ValueError(f"step_size must be a number ≥ 0, got {step_size}")
+    check_numbers(step_size=step_size)
     xp = array_module(x)
     start = _random(len(x), 1, limits, rng)[:, 0]  # (N, 3)
     most, step = (xp.asarray(a.astype(x.dtype)) for a in (limits, step_size * limits))
@@ -380,9 +380,7 @@ def _checked_images(model, x, y, target):
 
 def _limits(max_angle: float, max_shift: float) -> np.ndarray:
     """The largest angle and shifts: (3,)."""
-    for name, limit in {"max_angle": max_angle, "max_shift": max_shift}.items():
-        if not 0 <= limit < math.inf:
-            raise ValueError(f"{name} must be a number ≥ 0, got {limit}")
+    check_numbers(max_angle=max_angle, max_shift=max_shift)
     return np.array([max_angle, max_shift, max_shift], float)
 
 
