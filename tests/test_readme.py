@@ -88,6 +88,13 @@ def test_a_table_holds_the_recorded_numbers(table):
     assert table() in README
 
 
+def test_the_sentence_about_turned_digits():
+    file = ROOT / "lessons" / "results" / "11_simple_transformations-mnist-full.json"
+    networks = json.loads(file.read_text())["numbers"]["networks"]
+    assert networks["standard"]["full grid"] == 0
+    assert f"keeps {100 * networks['worst of 10']['full grid']:.1f} %" in README
+
+
 def test_links_lead_to_files():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).is_file(), target
