@@ -54,6 +54,12 @@ NETWORKS = {
         "5.weight": (100, 1568), "5.bias": (100,),
         "7.weight": (10, 100), "7.bias": (10,),
     }),
+    "interval_cnn": (329_606, {
+        "0.weight": (16, 1, 4, 4), "0.bias": (16,),
+        "2.weight": (32, 16, 4, 4), "2.bias": (32,),
+        "5.weight": (100, 3200), "5.bias": (100,),
+        "7.weight": (10, 100), "7.bias": (10,),
+    }),
     "madry_cnn": (3_274_634, {
         "0.weight": (32, 1, 5, 5), "0.bias": (32,),
         "3.weight": (64, 32, 5, 5), "3.bias": (64,),
@@ -104,6 +110,7 @@ def test_a_generator_passes_on():
     [
         ("slides_cnn", "he_normal"),
         ("fast_cnn", "he_normal"),
+        ("interval_cnn", "interval_normal"),
         ("madry_cnn", "he_normal"),
         ("mlp", "he_normal"),
         ("linear", "glorot_uniform"),
@@ -111,9 +118,14 @@ def test_a_generator_passes_on():
 )
 def test_init_is_a_choice(name, default):
     make = getattr(models, name)
-    (other,) = INITIALISERS.keys() - {default}
     assert_same_weights(make(), make(init=default))
-    assert_same_weights(make(), make(init=other), same=False)
+    for other in INITIALISERS.keys() - {default}:
+        assert_same_weights(make(), make(init=other), same=False)
+
+
+def test_fast_cnn_made_larger():
+    shapes = [p.shape for p in models.fast_cnn(width=2, hidden=512).parameters()[::2]]
+    assert shapes == [(32, 1, 4, 4), (64, 32, 4, 4), (512, 3136), (10, 512)]
 
 
 def test_slides_cnn_written_out_with_operations(xp):
@@ -171,6 +183,12 @@ def test_initial_weights(make, fan_in, fan_out):
     w = glorot.weight.value / np.sqrt(6 / (fan_in + fan_out))
     assert abs(w.mean()) < 0.03 and w.var() == pytest.approx(1 / 3, rel=0.05)
     assert -1 <= w.min() < -0.999 and 0.999 < w.max() <= 1
+
+    # Bounds are to keep their width: the absolute weights of a neuron add up to 2.
+    interval = make(init="interval_normal", rng=1).weight.value
+    assert abs(interval).reshape(len(interval), -1).sum(1).mean() == pytest.approx(2, rel=0.03)
+    w = interval * fan_in / np.sqrt(2 * np.pi)
+    assert abs(w.mean()) < 0.03 and (w**4).mean() == pytest.approx(3, rel=0.15)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tinyadv.losses import (
     dlr_targeted,
     margin,
     one_hot,
+    soft_cross_entropy,
     swapped_binary_cross_entropy,
 )
 
@@ -119,6 +120,52 @@ def test_values_and_gradients_keep_the_precision_of_the_logits(xp, loss, dtype):
     z = Tensor(xp.asarray(np.arange(12).reshape(2, 6).astype(dtype)))
     y = loss(z, *[np.array([1, 5], np.uint8)] * (2 if loss is dlr_targeted else 1))
     assert y.dtype == grad(y, [z])[0].dtype == dtype
+
+
+# ---- labels that are probabilities ---------------------------------------------------------------
+
+
+@given(batch=batches(), seed=st.integers(0, 10_000))
+def test_soft_cross_entropy_is_a_divergence_and_an_entropy(xp, batch, seed):
+    z, (n, k) = batch[0], batch[0].shape
+    p = np.random.default_rng(seed).dirichlet(np.ones(k), n)
+    q = softmax(z)
+    expected = (p * np.log(p / q)).sum(1) - (p * np.log(p)).sum(1)
+    z, p = xp.asarray(z), xp.asarray(p)
+    close(to_numpy(soft_cross_entropy(z, p, "none")), expected, rtol=1e-9)
+    close(to_numpy(soft_cross_entropy(z, p, "sum")), expected.sum(), rtol=1e-9)
+    close(to_numpy(soft_cross_entropy(z, p)), expected.mean(), rtol=1e-9)
+    check_grads(lambda z, p: soft_cross_entropy(z, p, "none"), [z, p])
+
+
+@given(batch=batches())
+def test_soft_cross_entropy_of_sure_labels_is_cross_entropy(batch):
+    z, labels, _ = batch
+    close(soft_cross_entropy(z, one_hot(labels, z)), cross_entropy(z, labels), rtol=1e-12)
+
+
+def test_soft_cross_entropy_is_lowest_where_the_answer_is_the_label(xp):
+    z = Tensor(xp.asarray(np.random.default_rng(0).standard_normal((5, 4))))
+    p = xp.asarray(softmax(to_numpy(z)))
+    [g] = grad(soft_cross_entropy(z, p, "sum"), [z])
+    assert abs(to_numpy(g)).max() < 1e-15
+    other = np.random.default_rng(1).standard_normal((5, 4))
+    assert float(soft_cross_entropy(xp.asarray(other), p)) > float(soft_cross_entropy(z, p))
+
+
+def test_soft_cross_entropy_keeps_float32():
+    z = Tensor(np.zeros((3, 5), np.float32))
+    loss = soft_cross_entropy(z, np.full((3, 5), 0.2, np.float32))
+    assert loss.dtype == grad(loss, [z])[0].dtype == np.float32
+    close(loss.value, np.log(5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [np.ones(3), np.ones((3, 4)), np.array([0, 1, 2]), np.ones((1, 5))])
+def test_soft_cross_entropy_takes_two_arrays_of_one_shape(xp, p):
+    with pytest.raises(ValueError, match=r"of one shape \(N, K\), got \(3, 5\) and \("):
+        soft_cross_entropy(xp.zeros((3, 5)), xp.asarray(p))
+    with pytest.raises(ValueError, match=r"got \(5,\) and \(5,\)"):
+        soft_cross_entropy(xp.zeros(5), xp.zeros(5))
 
 
 # ---- what each is known for ----------------------------------------------------------------------

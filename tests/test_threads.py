@@ -7,6 +7,7 @@ import pytest
 
 from tinyadv import Tensor, grad, models, ops, threads
 from tinyadv.losses import cross_entropy
+from tinyadv.verify import worst_logits
 
 
 def blas_threads() -> set[int]:
@@ -102,6 +103,42 @@ def test_by_examples_is_the_function_of_the_whole(n, monkeypatch):
     pieces.clear()
     ops.by_examples(f, x, least=n + 1)
     assert pieces == [n]
+
+
+@pytest.mark.parametrize("n", [3, 16, 150])
+def test_by_examples_cuts_all_its_arrays_alike(n):
+    rng = np.random.default_rng(0)
+    x, w = Tensor(rng.standard_normal((n, 3))), Tensor(rng.standard_normal((n, 2, 3)))
+    y = rng.integers(0, 5, n)
+    sizes = []
+
+    def f(x, w, y):
+        sizes.append((len(x), len(w), len(y)))
+        return ops.sum(x[:, None] * w, axis=2) * y[:, None]
+
+    whole, parts = f(x, w, y), ops.by_examples(f, x, w, y)
+    np.testing.assert_allclose(parts.value, whole.value)
+    assert all(a == b == c for a, b, c in sizes) and (len(sizes) > 2) == (n >= 16)
+    for one, other in zip(*(grad(z.sum(), [x, w]) for z in (parts, whole)), strict=True):
+        np.testing.assert_allclose(one, other)
+
+
+def test_bounds_and_their_gradients_do_not_depend_on_the_cores(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((150, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, 150)
+    model = models.fast_cnn()
+    whole = cross_entropy(worst_logits(model, x - 0.01, x + 0.01, y), y, "none")
+
+    def results(cores):
+        monkeypatch.setattr(threads, "CORES", cores)
+        worst = worst_logits(model, x - 0.01, x + 0.01, y)
+        return [worst.value, *grad(cross_entropy(worst, y), model.parameters())]
+
+    for one, several in zip(results(1), results(4), strict=True):
+        np.testing.assert_array_equal(one, several)
+    few = [worst_logits(model, a - 0.01, a + 0.01, b) for a, b in [(x[:10], y[:10])]]
+    some = cross_entropy(few[0], y[:10], "none")  # too few for pieces
+    np.testing.assert_allclose(some.value, whole.value[:10], rtol=1e-4)
 
 
 def test_gradients_of_first_and_second_order_do_not_depend_on_the_cores(monkeypatch):

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from tinyadv import array_module, fit, grad, models, ops, optim, to_numpy, train
+from tinyadv import Tensor, array_module, fit, grad, models, ops, optim, to_numpy, train
 from tinyadv.checkpoint import CheckpointError, load_state, load_weights, save_weights
 from tinyadv.data import Dataset
 from tinyadv.layers import Conv2d, Dense, Flatten, Module, ReLU, Sequential
@@ -179,6 +179,78 @@ def test_what_perturb_returns_is_trained_on(xp):
     expected = np.column_stack([DATA.x_train.reshape(60, -1), DATA.y_train])
     np.testing.assert_array_equal(np.unique(rows, axis=0), np.unique(expected, axis=0))
     assert not np.array_equal(rows, expected)
+
+
+class Learner:
+    """Trains on x + δ, and goes up the gradient that comes with that of the weights."""
+
+    delta = None
+
+    def __call__(self, model, x, y):
+        if self.delta is None or len(self.delta) != len(x):
+            self.delta = 0 * x
+        return Tensor(x + self.delta)
+
+    def learn(self, g):
+        self.delta = self.delta + 10 * g
+
+
+def test_a_perturb_that_returns_a_tensor_learns_from_the_same_pass(xp):
+    model, by_hand = mlp(xp), mlp(xp)
+    params, delta, losses = by_hand.parameters(), 0, []
+    order = np.random.default_rng(5).permutation(60)
+    for i in range(0, 60, BATCH):
+        x = xp.asarray(DATA.x_train[order[i : i + BATCH]])
+        y = xp.asarray(DATA.y_train[order[i : i + BATCH]])
+        image = Tensor(x + (delta if len(x) == BATCH else 0))
+        loss = cross_entropy(by_hand(image), y)
+        *gradients, g = grad(loss, [*params, image])
+        for p, step in zip(params, gradients, strict=True):
+            p.value = p.value - 0.1 * step
+        delta = delta + 10 * g if len(x) == BATCH else 10 * g
+        losses.append(float(loss) * len(x))
+    learner = Learner()
+    history = quick_fit(model, perturb=learner, rng=5)
+    for p, q in zip(model.parameters(), params, strict=True):
+        np.testing.assert_allclose(to_numpy(p), to_numpy(q), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(to_numpy(learner.delta), to_numpy(delta), rtol=1e-4, atol=1e-7)
+    assert history.loss == pytest.approx([sum(losses) / 60], rel=1e-5)
+
+
+def test_replays_use_each_batch_several_times_in_a_row():
+    class Replayed:
+        replays = 3
+
+        def __init__(self):
+            self.seen, self.epochs = [], []
+
+        def at(self, epoch):
+            self.epochs.append(epoch)
+
+        def __call__(self, model, x, y):
+            self.seen.append(np.column_stack([x.reshape(len(x), -1), y]))
+            return x
+
+    perturb, rates, model = Replayed(), [], mlp()
+    schedule = lambda epoch: rates.append(epoch) or 0.1
+    history = quick_fit(model, 2, perturb, schedule=schedule)
+    assert len(perturb.seen) == 2 * STEPS * 3
+    assert [len(rows) for rows in perturb.seen] == 2 * ([16] * 9 + [12] * 3)
+    for i in range(0, len(perturb.seen), 3):
+        first, *others = perturb.seen[i : i + 3]
+        assert all(np.array_equal(first, rows) for rows in others)
+    epoch = np.concatenate(perturb.seen[:12:3])  # every example once
+    expected = np.column_stack([DATA.x_train.reshape(60, -1), DATA.y_train])
+    np.testing.assert_array_equal(np.unique(epoch, axis=0), np.unique(expected, axis=0))
+    np.testing.assert_allclose(perturb.epochs, np.arange(24) / 12)
+    assert rates == perturb.epochs and 0 < max(history.train_accuracy) <= 1
+
+    still = mlp()  # the history has means over all passes
+    history = quick_fit(still, 1, Replayed(), lr=1e-9)
+    images = Tensor(DATA.x_train)
+    assert history.loss == pytest.approx([float(cross_entropy(still(images), DATA.y_train))])
+    right = (to_numpy(still(images)).argmax(1) == DATA.y_train).mean()
+    assert history.train_accuracy == pytest.approx([right])
 
 
 def test_the_objective_decides():
@@ -581,6 +653,65 @@ def test_another_schedule_is_what_one_gets(tmp_path):
     schedule = optim.constant(0.05)
     _, _, history = resumed_with(path, lambda p: optim.SGD(p, 0.1), schedule=schedule)
     assert history.lr == [0.2, 0.05]
+
+
+class Counts:
+    """Adds up what it has seen, and gives its tenth to every pixel."""
+
+    def __init__(self):
+        self.total, self.sums = 0, np.zeros(3)
+
+    def __call__(self, model, x, y):
+        self.total += len(x)
+        self.sums = self.sums + np.bincount(y, minlength=3)
+        return x + np.float32(0.001 * self.total + 0.01 * self.sums[0])
+
+    def state_dict(self):
+        return {"total": self.total, "more": {"sums": self.sums}}
+
+    def load_state_dict(self, state):
+        self.total, self.sums = state["total"], state["more"]["sums"]
+
+
+class CountingObjective(Counts):
+    def __call__(self, model, x, y):
+        return cross_entropy_objective(model, super().__call__(model, x, y), y)
+
+
+@pytest.mark.parametrize("parts", [{"perturb"}, {"objective"}, {"perturb", "objective"}], ids=str)
+def test_the_state_of_perturb_and_objective_is_kept(parts, tmp_path):
+    def run(crash_at=None, **options):
+        steps, model = itertools.count(1), mlp()
+        schedule = lambda epoch: crash() if next(steps) == crash_at else 0.1
+        make = {"perturb": Counts, "objective": CountingObjective}
+        made = {part: make[part]() for part in parts}
+        history = quick_fit(model, 2, schedule=schedule, **made, **options)
+        seen = [(part.total, part.sums.tolist()) for part in made.values()]
+        return outcome(model, history), seen
+
+    expected = run()
+    for crash_at in range(2, 2 * STEPS + 1):
+        keep = {"checkpoint": tmp_path / f"{crash_at}.npz", "checkpoint_steps": 1, "resume": True}
+        with pytest.raises(Crash):
+            run(crash_at, **keep)
+        assert run(**keep) == expected
+    state = load_state(tmp_path / "2.npz")
+    assert set(state["parts"]) == parts
+
+
+def test_resuming_with_another_kind_of_perturb(tmp_path):
+    path, keeps = tmp_path / "a.npz", {"checkpoint": tmp_path / "a.npz", "resume": True}
+    quick_fit(mlp(), perturb=Counts(), checkpoint=path)
+    with pytest.raises(
+        ValueError,
+        match=r"defences = \{'perturb': 'Counts'\}, this one has defences = \{\}",
+    ):
+        quick_fit(mlp(), 2, **keeps)
+    replayed = Counts()
+    replayed.replays = 2
+    with pytest.raises(ValueError, match="replays = 1, this one has replays = 2"):
+        quick_fit(mlp(), 2, replayed, **keeps)
+    assert replayed.total == 0
 
 
 def test_resuming_with_other_data(tmp_path):

@@ -13,6 +13,7 @@ evaluate     how good the result is, on clean images and on attacked ones
 balls        the perturbations that an attack may choose from
 attacks      images that look the same to us, and that the network misreads
 verify       what no perturbation can do: proofs instead of attacks
+defenses     what is plugged into the loop, so that the network becomes hard to fool
 viz          what to look at: grids of images, perturbations, landscapes (not imported from here)
 backend      NumPy or CuPy: whose functions to call; threads: how several cores share a batch
 """
@@ -24,6 +25,7 @@ from tinyadv import (
     checkpoint,
     conv,
     data,
+    defenses,
     evaluate,
     layers,
     losses,
@@ -46,6 +48,7 @@ __all__ = [
     "checkpoint",
     "conv",
     "data",
+    "defenses",
     "defvjp",
     "evaluate",
     "fit",

@@ -43,6 +43,8 @@ class Ball:
     def __post_init__(self):
         if not self.epsilon >= 0:
             raise ValueError(f"epsilon must be ≥ 0, got {self.epsilon}")
+        # A NumPy number would make float64 of float32 images.
+        object.__setattr__(self, "epsilon", float(self.epsilon))
 
     def norm(self, delta: Array) -> Array:
         """The norm of each example's perturbation: (N, …) -> (N,)."""

@@ -116,6 +116,24 @@ def load_state(path: str | os.PathLike) -> dict:
     return state
 
 
+def generator_state(rng: np.random.Generator) -> dict:
+    """Where a random generator stands, as a dictionary that :func:`save_state` can write."""
+
+    def plain(state: dict) -> dict:  # MT19937 has an array in it
+        return {
+            key: plain(value) if isinstance(value, dict)
+            else value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in state.items()
+        }  # fmt: skip
+
+    return plain(rng.bit_generator.state)
+
+
+def set_generator_state(rng: np.random.Generator, state: dict) -> None:
+    """Let a generator go on from where another of its kind stood."""
+    rng.bit_generator.state = state
+
+
 def save_weights(path: str | os.PathLike, model: Module) -> None:
     """Write the parameters of ``model``."""
     save_state(path, {"weights": model.state_dict()})

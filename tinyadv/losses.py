@@ -75,6 +75,25 @@ def cross_entropy(logits, labels, reduction="mean"):
     return _reduce(-ops.sum(y * ops.log_softmax(logits, axis=1), axis=1), reduction)
 
 
+def soft_cross_entropy(logits, probabilities, reduction="mean"):
+    """The same for labels that are probabilities: -Σ_c p_c log softmax(z)_c.
+
+    For a fixed p this is the divergence KL(p ‖ softmax(z)) but for a constant, the entropy of p.
+
+    Parameters
+    ----------
+    logits, probabilities : (N, K)
+        Each row of ``probabilities`` adds up to 1.
+    reduction : {"mean", "sum", "none"}
+    """
+    if logits.shape != probabilities.shape or len(logits.shape) != 2:
+        raise ValueError(
+            f"soft_cross_entropy takes logits and probabilities of one shape (N, K), "
+            f"got {logits.shape} and {probabilities.shape}"
+        )
+    return _reduce(-ops.sum(probabilities * ops.log_softmax(logits, axis=1), axis=1), reduction)
+
+
 def margin(logits, labels, reduction="mean"):
     """The largest other logit minus the label's: above 0 where the example is misclassified.
 

@@ -541,31 +541,32 @@ defvjp(join, variadic=lambda i, g, y, *pieces: _concatenate_rule(i, g, y, *piece
 BRANCHING.add(join)
 
 
-def by_examples(f: Callable, x: Array | Tensor, least: int = 16):
-    """``f(x)``, the batch cut into pieces that several cores work on.
+def by_examples(f: Callable, x: Array | Tensor, *others: Array | Tensor, least: int = 16):
+    """``f(x, *others)``, the batch cut into pieces that several cores work on.
 
-    On a GPU, and where ``x`` is such a piece itself, this is just ``f(x)``.
+    On a GPU, and where ``x`` is such a piece itself, this is just ``f(x, *others)``.
 
     Parameters
     ----------
     f : function
         Treats each example on its own: f of a piece is that piece of f of the whole.
-    x : (N, …)
+    x, *others : (N, …)
     least : int
         A batch with fewer examples is left whole.
 
     Returns
     -------
-    (N, …), what ``f(x)`` would return
+    (N, …), what ``f(x, *others)`` would return
     """
     n = x.shape[0]
     if n < least or inside() or array_module(_value(x)) is not np:
-        return f(x)
+        return f(x, *others)
     # Two pieces at least, of 64 examples at most: large enough to outweigh the cost of a thread,
     # small enough for the caches.
     count = 2 * -(-n // 128)
     edges = [n * i // count for i in range(count + 1)]
-    return join(*in_threads(lambda piece: f(x[piece]), [slice(*edge) for edge in pairwise(edges)]))
+    pieces = [slice(*edge) for edge in pairwise(edges)]
+    return join(*in_threads(lambda piece: f(*(a[piece] for a in (x, *others))), pieces))
 
 
 # --------------------------------------------------------------- the same as operators and methods

@@ -109,19 +109,23 @@ def fit(
     epochs : int
         How many passes over the training data there shall be in all, resumed ones included.
     perturb : callable, optional
-        The inner maximisation: ``perturb(model, x, y) -> x_adv``.
+        The inner maximisation: ``perturb(model, x, y) -> x_adv``; see :mod:`tinyadv.defenses`. One
+        that returns a tensor is told its gradient, which comes of the same pass as that of the
+        weights: ``perturb.learn(g)``. With an attribute ``replays`` each batch is used that many
+        times in a row.
     objective : callable
         ``objective(model, x, y) -> (loss, logits)``: the loss a scalar tensor, the logits for the
         training accuracy. If it, or ``perturb``, has a method ``at(epoch)``, that is called before
-        each step with the epochs done, fractions included: for an ε that grows.
+        each step with the epochs done, fractions included: for an ε that grows. If it has
+        ``state_dict()`` and ``load_state_dict(state)``, its state is part of the checkpoint.
     batch_size : int
     schedule : callable, optional
         ``schedule(epoch) -> learning rate``, with fractions of an epoch; see
         :mod:`tinyadv.optim`. By default the optimiser keeps its own. No state holds it: to go on
         as before, a resumed run needs the same schedule, and with another it goes on with that.
     rng : numpy.random.Generator or int
-        For the shuffling. When ``perturb`` draws from the same generator, a resumed run repeats
-        its draws as well.
+        For the shuffling. When ``perturb`` draws from the same generator, or has a state, a
+        resumed run repeats its draws as well.
     validate : bool
         Whether to take the test accuracy after each epoch.
     checkpoint : path, optional
@@ -177,8 +181,10 @@ def fit(
     n = len(x_train)
     if validate:
         x_test, y_test = xp.asarray(data.x_test), xp.asarray(data.y_test)
-    steps = math.ceil(n / batch_size)
-    run = _Run(model, optimizer, np.random.default_rng(rng), n, batch_size)
+    replays = getattr(perturb, "replays", 1)
+    steps = math.ceil(n / batch_size) * replays
+    parts = {"perturb": perturb, "objective": objective}
+    run = _Run(model, optimizer, np.random.default_rng(rng), n, batch_size, replays, parts)
     if resume and os.path.exists(checkpoint):
         run.load(checkpoint)
 
@@ -199,15 +205,21 @@ def fit(
             for step in bar:
                 if schedule is not None:
                     optimizer.lr = schedule(run.epoch + step / steps)
-                for part in (perturb, objective):
+                for part in parts.values():
                     if hasattr(part, "at"):
                         part.at(run.epoch + step / steps)
-                batch = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
+                first = step // replays * batch_size
+                batch = xp.asarray(run.order[first : first + batch_size])
                 x, y = x_train[batch], y_train[batch]
                 if perturb is not None:
                     x = perturb(model, x, y)
                 loss, logits = _two_tensors(objective(model, x, y))
-                optimizer.step(grad(loss, parameters))
+                if isinstance(x, Tensor):
+                    *gradients, g = grad(loss, [*parameters, x])
+                    perturb.learn(g)
+                else:
+                    gradients = grad(loss, parameters)
+                optimizer.step(gradients)
 
                 # Sums stay on the device; float() would wait for it at every step.
                 loss_sum = loss_sum + loss.value * len(batch)
@@ -268,12 +280,17 @@ def _two_tensors(result) -> tuple[Tensor, Tensor]:
 class _Run:
     """Where a training run stands: all that changes while it goes on, and can be saved."""
 
-    def __init__(self, model, optimizer, rng, examples: int, batch_size: int):
+    def __init__(self, model, optimizer, rng, examples, batch_size, replays, parts: dict):
         self.model, self.optimizer, self.rng = model, optimizer, rng
+        self.parts = {
+            name: part for name, part in parts.items() if hasattr(part, "load_state_dict")
+        }
         self.settings = {
             "examples": examples,
             "batch_size": int(batch_size),
+            "replays": replays,
             "generator": type(rng.bit_generator).__name__,
+            "defences": {name: type(part).__name__ for name, part in self.parts.items()},
         }
         self.history = History()
         self.saved_in = None  # the file that holds the last state, if there is one
@@ -286,7 +303,7 @@ class _Run:
         self.loss_sum, self.correct, self.seconds = 0.0, 0, 0.0
 
     def end_epoch(self, test_accuracy: float) -> None:
-        n = self.settings["examples"]
+        n = self.settings["examples"] * self.settings["replays"]
         self.epoch += 1
         record = {
             "epoch": self.epoch,
@@ -304,7 +321,8 @@ class _Run:
         state = {
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": _jsonable(self.rng.bit_generator.state),
+            "rng": files.generator_state(self.rng),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "history": vars(self.history),
             "settings": self.settings,
             "epoch": self.epoch,
@@ -332,9 +350,11 @@ class _Run:
                 f"{_listed(self.settings, differ)}: use the same, or another checkpoint"
             )
         self.optimizer._check_state(state["optimizer"])  # before the weights change
+        for name, part in self.parts.items():  # they may refuse, too
+            part.load_state_dict(state["parts"][name])
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.bit_generator.state = state["rng"]
+        files.set_generator_state(self.rng, state["rng"])
         self.history = History(**state["history"])
         self.order = state.get("order")
         for name in ("epoch", "step", "loss_sum", "correct", "seconds"):
@@ -344,15 +364,6 @@ class _Run:
 
 def _listed(settings: dict, keys: list[str]) -> str:
     return ", ".join(f"{key} = {settings.get(key)}" for key in keys)
-
-
-def _jsonable(state: dict) -> dict:
-    """The state of a random generator with lists in the place of arrays (MT19937 has one)."""
-    return {
-        key: _jsonable(value) if isinstance(value, dict)
-        else value.tolist() if isinstance(value, np.ndarray) else value
-        for key, value in state.items()
-    }  # fmt: skip
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -172,27 +173,48 @@ def pgd(
     check_ball(ball)
     x, y, target = checked(model, x, y, target)
     check_counts(steps=steps, restarts=restarts)
-    if step_size is None:
-        step_size = min(2.5 / steps, 1) * ball.epsilon
+    # A NumPy number would make float64 of float32 images.
+    step_size = float(min(2.5 / steps, 1) * ball.epsilon if step_size is None else step_size)
     _check_step(step_size, ball, random_start)
     if not momentum >= 0:
         raise ValueError(f"momentum must be ≥ 0, got {momentum}")
 
-    def climb(x, y, target, delta):
-        low, high = -x, 1 - x  # so that 0 ≤ x + δ ≤ 1
-        velocity = 0.0
-        for _ in range(steps):
-            g, _, _ = input_gradient(model, x + delta, y, target, loss=loss)
-            if momentum:
-                velocity = momentum * velocity + _at_unit_l1(g)
-                g = velocity
-            delta = ball.project(delta + step_size * ball.steepest(g), low, high)
-        return x + delta
-
+    steps_up = partial(
+        climb, model, ball=ball, step_size=step_size, steps=steps, momentum=momentum, loss=loss
+    )
     return _worst_of_restarts(
-        climb, model, x, y, target, ball=ball, restarts=restarts, random_start=random_start,
+        steps_up, model, x, y, target, ball=ball, restarts=restarts, random_start=random_start,
         loss=loss, rng=rng, workers=workers, progress=progress, name="PGD",
     )  # fmt: skip
+
+
+def climb(
+    model: Callable,
+    x: Array,
+    y: Array,
+    target: Array | None,
+    delta: Array,
+    *,
+    ball: Ball,
+    step_size: float,
+    steps: int,
+    momentum: float = 0.0,
+    loss: Callable = cross_entropy,
+) -> Array:
+    """The loop of :func:`pgd` alone: from δ, ``steps`` steps upwards; returns x + δ.
+
+    Nothing is checked, and nothing is cut into pieces. Arguments as for :func:`pgd`; ``y`` may be
+    anything that ``loss`` takes.
+    """
+    low, high = -x, 1 - x  # so that 0 ≤ x + δ ≤ 1
+    velocity = 0.0
+    for _ in range(steps):
+        g, _, _ = input_gradient(model, x + delta, y, target, loss=loss)
+        if momentum:
+            velocity = momentum * velocity + _at_unit_l1(g)
+            g = velocity
+        delta = ball.project(delta + step_size * ball.steepest(g), low, high)
+    return x + delta
 
 
 def _check_step(step_size: float, ball: Ball, random_start: bool) -> None:

@@ -15,6 +15,8 @@ ordinary networks. They are made of :mod:`tinyadv.ops`, and so a network can be 
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from tinyadv import conv, ops
@@ -101,6 +103,10 @@ def worst_logits(model: Sequential, low, high, y: Array):
     """
     if not isinstance(model, Sequential) or not isinstance(model[-1], Dense):
         raise TypeError(f"worst_logits takes a Sequential that ends in a Dense, got {model!r:.80}")
+    return ops.by_examples(partial(_worst_logits, model), low, high, y)
+
+
+def _worst_logits(model: Sequential, low, high, y):
     last = model[-1]
     low, high = interval_bounds(model[:-1], low, high)
     middle, radius = 0.5 * (low + high), 0.5 * (high - low)  # (N, I)

@@ -1,0 +1,1062 @@
+"""Defences: each against its formula or its loop written out, and all of them inside ``fit``."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import strict_cupy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyadv import Tensor, defenses, fit, grad, models, ops, optim, threads, to_numpy
+from tinyadv.attacks import AttackWarning, fgsm, pgd, spatial_random
+from tinyadv.balls import L1, L2, Linf
+from tinyadv.checkpoint import load_state, save_state
+from tinyadv.data import Dataset
+from tinyadv.defenses import (
+    Fast,
+    Free,
+    GradientPenalty,
+    IntervalBound,
+    MinMax,
+    Trades,
+    WorstOfK,
+    kl,
+    ramp,
+)
+from tinyadv.evaluate import accuracy
+from tinyadv.layers import Activation, Conv2d, Dense, Flatten, Module, Sequential
+from tinyadv.losses import cross_entropy, margin
+from tinyadv.verify import certified_accuracy, worst_logits
+
+close = np.testing.assert_allclose
+same = np.testing.assert_array_equal
+
+BALLS = [Linf(0.1), L2(0.3), L1(0.5)]
+every_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: type(ball).__name__)
+
+
+# ---- networks and images -------------------------------------------------------------------------
+
+
+def on(xp, model):
+    for p in model.parameters():
+        p.value = xp.asarray(to_numpy(p))
+    return model
+
+
+def mlp(xp=np, dtype=np.float64):
+    """Smooth, so that finite differences meet no kink."""
+    return on(xp, models.mlp((16, 8, 3), rng=3, activation="tanh").astype(dtype))
+
+
+def cnn(xp=np, dtype=np.float32):
+    layers = [Conv2d(1, 4, 3, rng=1), Activation("relu"), Flatten(), Dense(16, 3, rng=2)]
+    return on(xp, Sequential(*layers).astype(dtype))
+
+
+def batch(xp=np, n=7, dtype=np.float64, low=0.0, high=1.0, seed=0):
+    """Noise, and labels; where it is black or white, some pixels are exactly so."""
+    rng = np.random.default_rng(seed)
+    u = np.clip(rng.uniform(-0.1, 1.1, (n, 1, 4, 4)), 0, 1)
+    return xp.asarray((low + (high - low) * u).astype(dtype)), xp.asarray(rng.integers(0, 3, n))
+
+
+def blobs(n, seed, dtype=np.float32):
+    """Images (n, 1, 4, 4) of three classes: three patterns of grey, and noise."""
+    patterns = np.random.default_rng(0).random((3, 1, 4, 4))
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    return (0.5 * patterns[y] + 0.5 * rng.random((n, 1, 4, 4))).astype(dtype), y
+
+
+def dataset(n=44, dtype=np.float32):
+    return Dataset("blobs", *blobs(n, 1, dtype), *blobs(20, 2, dtype), classes=("a", "b", "c"))
+
+
+DATA, BATCH, STEPS = dataset(), 16, 3  # batches of 16, 16 and 12
+
+
+def norm(ball, delta):
+    order = {Linf: np.inf, L2: 2, L1: 1}[type(ball)]
+    return np.linalg.norm(delta.reshape(len(delta), -1), order, axis=1)
+
+
+def assert_allowed(ball, x, x_adv):
+    """An array like x, in [0, 1], and in the ball up to the rounding of x + δ."""
+    assert type(x_adv) is type(x) and x_adv.shape == x.shape and x_adv.dtype == x.dtype
+    slack = {"float64": 1e-12, "float32": 3e-6}[str(x.dtype)]
+    x, x_adv = to_numpy(x).astype(float), to_numpy(x_adv).astype(float)
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    assert (norm(ball, x_adv - x) <= ball.epsilon + slack).all()
+
+
+def slope(value, parameters, direction, h=1e-6):
+    """The derivative of ``value()`` along a direction of the parameters, by central differences."""
+    start = [p.value for p in parameters]
+    results = []
+    for sign in (h, -h):
+        for p, old, d in zip(parameters, start, direction, strict=True):
+            p.value = old + sign * d
+        results.append(float(value()))
+    for p, old in zip(parameters, start, strict=True):
+        p.value = old
+    return (results[0] - results[1]) / (2 * h)
+
+
+def assert_gradients(loss, value, parameters, trials=4, tolerance=1e-6):
+    """The gradients of the tensor ``loss`` are those of the function ``value``, in float64."""
+    gradients, rng = [to_numpy(g) for g in grad(loss, parameters)], np.random.default_rng(0)
+    for _ in range(trials):
+        d = [rng.standard_normal(p.shape) for p in parameters]
+        expected = sum((g * e).sum() for g, e in zip(gradients, d, strict=True))
+        assert slope(value, parameters, d) == pytest.approx(expected, rel=tolerance, abs=1e-9)
+
+
+# ---- in plain NumPy, one example at a time -------------------------------------------------------
+
+
+def log_softmax(z):
+    z = z - z.max(1, keepdims=True)
+    return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+
+def plain_cross_entropy(model, x, y):
+    return -log_softmax(to_numpy(model(x)))[np.arange(len(x)), y].mean()
+
+
+def naive_direction(ball, g):
+    v = g.ravel()
+    if isinstance(ball, Linf):
+        d = np.sign(v)
+    elif isinstance(ball, L2):
+        d = v / np.linalg.norm(v)
+    else:
+        d = np.where(np.arange(v.size) == abs(v).argmax(), np.sign(v), 0)
+    return d.reshape(g.shape)
+
+
+def naive_project(ball, delta):
+    """Into the ball alone: for images that are far from black and white."""
+    if isinstance(ball, Linf):
+        return np.clip(delta, -ball.epsilon, ball.epsilon)
+    if isinstance(ball, L2):
+        return delta * min(1, ball.epsilon / max(np.linalg.norm(delta), 1e-30))
+    low, high = 0.0, abs(delta).max()
+    if abs(delta).sum() <= ball.epsilon:
+        return delta
+    for _ in range(100):  # what is taken off every number, by bisection
+        middle = (low + high) / 2
+        larger = np.maximum(abs(delta) - middle, 0).sum() > ball.epsilon
+        low, high = (middle, high) if larger else (low, middle)
+    return np.sign(delta) * np.maximum(abs(delta) - high, 0)
+
+
+def naive_climb(loss, x, start, ball, step_size, steps):
+    """x′ for each image by itself; ``loss(i, image)`` is what example i is to raise."""
+    result = []
+    for i, delta in enumerate(start):
+        for _ in range(steps):
+            image = Tensor(x[i : i + 1] + delta)
+            (g,) = grad(loss(i, image), [image])
+            delta = naive_project(ball, delta + step_size * naive_direction(ball, g[0]))
+            delta = np.clip(delta, -x[i], 1 - x[i])
+        result.append(x[i] + delta)
+    return np.array(result)
+
+
+# ---- what grows ----------------------------------------------------------------------------------
+
+
+def test_a_ramp():
+    assert [ramp(t, 1, 3) for t in (0, 1, 1.5, 2, 3, 9)] == [0, 0, 0.25, 0.5, 1, 1]
+    assert ramp(0, 0, 0) == ramp(5, 0, 0) == ramp(2, 3, 3) == 1
+
+
+def perturbed(defense, model, x, y):
+    """x′ of any of the classes, as an array on the host."""
+    if isinstance(defense, Trades):
+        found = defense.furthest(model, x, ops.softmax(model(x), axis=1).value)
+    else:
+        found = defense(model, x, y)
+    if isinstance(defense, Free):  # δ moves in `learn`
+        (g,) = grad(cross_entropy(model(found), y), [found])
+        defense.learn(g)
+        found = defense(model, x, y)
+    return to_numpy(found)
+
+
+@every_ball
+@pytest.mark.parametrize("defense", [MinMax, Fast, Free, Trades])
+def test_epsilon_and_the_step_grow_together(xp, defense, ball):
+    model, (x, y) = mlp(xp), batch(xp, low=0.2, high=0.8)
+    half = type(ball)(ball.epsilon / 2)
+    if defense is Trades:  # its start does not grow
+        large = {"start": 0.001, "step_size": 0.08}
+        small = {"start": 0.001, "step_size": 0.04}
+    else:
+        large, small = {"step_size": 0.08}, {"step_size": 0.04}
+
+    def result(ball, at=None, **how):
+        defender = defense(ball, **how)
+        if at is not None:
+            defender.at(at)
+        return perturbed(defender, model, x, y)
+
+    full, start = result(ball, **large), to_numpy(x)
+    assert (abs(full - start).reshape(len(x), -1).max(1) > 1e-3).all()
+    same(result(ball, 0, warm_up=0, **large), full)
+    same(result(ball, 0, warm_up=4, **large), start)
+    same(result(ball, 2, warm_up=4, **large), result(half, **small))
+    same(result(ball, 4, warm_up=4, **large), full)
+    same(result(ball, 9.5, warm_up=4, **large), full)
+
+
+@pytest.mark.parametrize(
+    "make, step_size",
+    [
+        (lambda ball: MinMax(ball, steps=10), 0.25),
+        (lambda ball: MinMax(ball, steps=2), 1),
+        (lambda ball: Trades(ball, steps=5), 0.5),
+        (lambda ball: Trades(ball, steps=1), 1),
+        (Fast, 1.25),
+        (Free, 1),
+    ],
+)
+def test_default_step_sizes(make, step_size):
+    assert make(Linf(0.2)).step_size == pytest.approx(0.2 * step_size)
+
+
+# ---- min-max -------------------------------------------------------------------------------------
+
+
+@every_ball
+def test_danskin_by_number(xp, ball):
+    """Two classes and a linear model: the inner maximum is known, and so is φ(θ) = max L."""
+    model = on(xp, models.linear(16, 2, rng=1).astype(np.float64))
+    rng = np.random.default_rng(0)
+    # L∞ may meet black and white pixels: clipping is exact there.
+    low, high = (0, 1) if isinstance(ball, Linf) else (0.45, 0.55)
+    x, y = rng.uniform(low, high, (9, 1, 4, 4)), rng.integers(0, 2, 9)
+    ball = type(ball)(0.2 if isinstance(ball, Linf) else 0.4)
+
+    def phi():
+        weights, bias = (to_numpy(p) for p in model.parameters())
+        v = (weights[1 - y] - weights[y]).reshape(x.shape)
+        if isinstance(ball, Linf):
+            x_star = np.clip(x + ball.epsilon * np.sign(v), 0, 1)
+        else:
+            x_star = x + ball.epsilon * np.array([naive_direction(ball, each) for each in v])
+        m = (v * x_star).reshape(9, -1).sum(1) + bias[1 - y] - bias[y]
+        phi.x_star = x_star
+        return np.log1p(np.exp(m)).mean()
+
+    inner = MinMax(ball, steps=40, step_size=3 * ball.epsilon, rng=2)
+    there, labels = xp.asarray(x), xp.asarray(y)
+    x_adv = inner(model, there, labels)
+    loss = cross_entropy(model(x_adv), labels)
+    assert float(loss) == pytest.approx(phi(), rel=1e-12)
+    close(to_numpy(x_adv), phi.x_star, atol=1e-10)
+
+    parameters = model.parameters()
+    gradients = [to_numpy(g) for g in grad(loss, parameters)]
+    for p, g in zip(parameters, gradients, strict=True):
+        for i in np.ndindex(p.shape):
+            d = [xp.asarray(np.zeros(q.shape)) for q in parameters]
+            d[[q is p for q in parameters].index(True)][i] = 1.0
+            assert slope(phi, parameters, d, 1e-5) == pytest.approx(g[i], rel=1e-5, abs=1e-9)
+
+
+@every_ball
+def test_min_max_is_a_loop_of_steps(xp, ball):
+    host, (x, y) = mlp(), batch(low=0.4, high=0.6)
+    if isinstance(ball, Linf):
+        x, y = batch()  # black and white pixels too
+    start = ball.random(x, np.random.default_rng(5))
+
+    def loss(i, image):
+        return cross_entropy(host(image), y[i : i + 1])
+
+    expected = naive_climb(loss, x, start, ball, 0.07, 4)
+    inner = MinMax(ball, steps=4, step_size=0.07, rng=5)
+    found = inner(mlp(xp), xp.asarray(x), xp.asarray(y))
+    assert_allowed(ball, xp.asarray(x), found)
+    close(to_numpy(found), expected, atol=1e-9)
+
+
+@every_ball
+@pytest.mark.parametrize("loss", [cross_entropy, margin])
+def test_min_max_is_pgd_with_a_generator_that_goes_on(xp, ball, loss):
+    model, (x, y) = cnn(xp), batch(xp, 20, np.float32)
+    inner, rng = MinMax(ball, steps=3, loss=loss, rng=7), np.random.default_rng(7)
+    found = []
+    for _ in range(3):
+        found.append(to_numpy(inner(model, x, y)))
+        same(found[-1], to_numpy(pgd(model, x, y, ball=ball, steps=3, loss=loss, rng=rng)))
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_fit_with_min_max_is_the_loop_written_out(xp):
+    model, by_hand, data = mlp(xp), mlp(xp), dataset(dtype=np.float64)
+    how = {"ball": Linf(0.1), "steps": 2}
+    quick_fit(model, 2, MinMax(**how, rng=1), data=data, rng=5)
+
+    params, shuffle, starts = by_hand.parameters(), np.random.default_rng(5), 1
+    starts = np.random.default_rng(1)
+    for _ in range(2):
+        order = shuffle.permutation(44)
+        for i in range(0, 44, BATCH):
+            x, y = data.x_train[order[i : i + BATCH]], data.y_train[order[i : i + BATCH]]
+            x, y = xp.asarray(x), xp.asarray(y)
+            x_adv = pgd(by_hand, x, y, **how, rng=starts)
+            loss = cross_entropy(by_hand(x_adv), y)  # the labels stay
+            for p, g in zip(params, grad(loss, params), strict=True):
+                p.value = p.value - 0.1 * g
+    for p, q in zip(model.parameters(), params, strict=True):
+        close(to_numpy(p), to_numpy(q), rtol=1e-10)
+
+
+def test_the_number_of_cores_changes_no_bit(monkeypatch):
+    model, (x, y) = cnn(), batch(n=150, dtype=np.float32)
+
+    def results(cores):
+        monkeypatch.setattr(threads, "CORES", cores)
+        bound = IntervalBound(0.1, ramp=(0, 0), kappa=0.5)
+        found = [MinMax(Linf(0.1), steps=3)(model, x, y)]
+        for objective in (Trades(steps=2), GradientPenalty(0.1), bound):
+            loss, _ = objective(model, x, y)
+            found += [loss.value, *grad(loss, model.parameters())]
+        return found
+
+    for one, several in zip(results(1), results(3), strict=True):
+        same(one, several)
+
+
+# ---- a single step, watched ----------------------------------------------------------------------
+
+
+@every_ball
+def test_fast_is_one_step_of_five_quarters(xp, ball):
+    model, (x, y) = cnn(xp), batch(xp, 20, np.float32)
+    fast, rng = Fast(ball, rng=3), np.random.default_rng(3)
+    for _ in range(2):
+        expected = fgsm(model, x, y, ball=ball, random_start=True, rng=rng)
+        same(to_numpy(fast(model, x, y)), to_numpy(expected))
+    fast = Fast(ball, step_size=0.05, loss=margin, rng=3)
+    expected = pgd(model, x, y, ball=ball, steps=1, step_size=0.05, loss=margin, rng=3)
+    same(to_numpy(fast(model, x, y)), to_numpy(expected))
+
+
+class Hidden(Module):
+    """Right about all images of one grey pixel, except for a gap that a long step jumps over.
+
+    The loss has its peak at 0.5 + ε/2. With a = 4 the answer is wrong within 0.26 ε of it, where
+    ten short steps end; a single one of 1.25 ε mostly comes down on the other side.
+    """
+
+    def __init__(self, xp, epsilon, a=4.0):
+        self.epsilon, self.a = epsilon, Tensor(xp.asarray(np.array([[a]])))
+        self.columns = xp.asarray(np.array([[2.0], [0.0]]))
+
+    def parameters(self):
+        return [self.a]
+
+    def __call__(self, x):
+        u = (ops.reshape(x, (-1, 1)) - 0.5) / self.epsilon - 0.5
+        return ops.dense(1 - self.a * ops.exp(-((u / 0.22) ** 2)), self.columns)  # (N, 2)
+
+
+def test_overfitting_is_noticed_and_ended(xp):
+    ball, y = Linf(0.2), np.zeros(300, int)
+    x = np.full((300, 1, 1, 1), 0.5)
+    model, there, labels = Hidden(xp, 0.2), xp.asarray(x), xp.asarray(y)
+    # The watched images may lie on the host: they are moved.
+    fast = Fast(ball, watch=(x, y), every=2, rescue_steps=4, rng=5)
+    with pytest.warns(AttackWarning, match="catastrophic overfitting at step 0: .*4 steps of PGD"):
+        found = [fast(model, there, labels)]
+    step, single, full = fast.looks[0]
+    assert (step, fast.overfitted) == (0, True) and single > 0.6 and full < 0.1
+    for value, attack in [(single, fgsm), (full, pgd)]:
+        how = {"random_start": True} if attack is fgsm else {"steps": 10}
+        assert value == accuracy(model, attack(model, there, labels, ball=ball, **how), labels)
+    found.append(fast(model, there, labels))  # no look at this step, and no end
+    assert len(fast.looks) == 1
+    found.append(fast(model, there, labels))  # still so: a look, but no second warning
+    assert [look[0] for look in fast.looks] == [0, 2] and fast.overfitted
+    found.append(fast(model, there, labels))
+
+    rng = np.random.default_rng(5)  # PGD, with the draws that single steps would have had
+    for x_adv in found:
+        expected = pgd(model, there, labels, ball=ball, steps=4, rng=rng)
+        same(to_numpy(x_adv), to_numpy(expected))
+
+    model.a.value = model.a.value * 0.0  # now nothing fools it
+    x_adv = fast(model, there, labels)
+    assert fast.looks[-1] == (4, 1.0, 1.0) and not fast.overfitted
+    same(
+        to_numpy(x_adv),
+        to_numpy(fgsm(model, there, labels, ball=ball, random_start=True, rng=rng)),
+    )
+    fast(model, there, labels)
+    model.a.value = model.a.value + 4.0
+    with pytest.warns(AttackWarning, match="overfitting at step 6"):  # first again
+        fast(model, there, labels)
+
+
+def test_the_gap_decides_what_is_overfitting():
+    x, y = np.full((300, 1, 1, 1), 0.5), np.zeros(300, int)
+    fast = Fast(Linf(0.2), watch=(x, y), gap=0.95)
+    fast(Hidden(np, 0.2), x, y)
+    assert not fast.overfitted and fast.looks[0][1] - fast.looks[0][2] > 0.5
+
+
+def test_what_is_watched_has_the_epsilon_of_the_moment():
+    x, y = np.full((300, 1, 1, 1), 0.5), np.zeros(300, int)
+    fast = Fast(Linf(0.2), watch=(x, y), warm_up=1.0)
+    fast.at(0.0)
+    fast(Hidden(np, 0.2), x, y)
+    assert fast.looks == [(0, 1.0, 1.0)]
+
+
+def test_watching_changes_nothing():
+    def run(**how):
+        fast, model = Fast(Linf(0.05), rng=1, warm_up=1.0, **how), mlp(dtype=np.float32)
+        return fast, outcome(model, quick_fit(model, 3, fast))
+
+    (alone, expected), (watched, found) = run(), run(watch=(DATA.x_test, DATA.y_test), every=4)
+    assert found == expected
+    assert alone.looks == [] and [look[0] for look in watched.looks] == [0, 4, 8]
+
+
+# ---- free ----------------------------------------------------------------------------------------
+
+
+@every_ball
+@pytest.mark.parametrize("replays", [1, 3])
+def test_free_training_is_the_loop_of_the_paper(xp, ball, replays):
+    data = dataset(dtype=np.float64)
+    # Far from black and white, where projecting into the ball is all that there is to do.
+    data = Dataset("", 0.4 + 0.2 * data.x_train, data.y_train, None, None, data.classes)
+    ball = type(ball)(ball.epsilon / 3)
+    model, by_hand, alpha = mlp(xp), mlp(), 0.7 * ball.epsilon
+    free = Free(ball, replays=replays, step_size=alpha)
+    history = quick_fit(model, 2, free, data=data, rng=5, validate=False)
+
+    params, rng, delta = by_hand.parameters(), np.random.default_rng(5), np.zeros((16, 1, 4, 4))
+    losses = []
+    for _ in range(2):
+        order, loss_sum = rng.permutation(44), 0
+        for i in range(0, 44, BATCH):
+            x, y = data.x_train[order[i : i + BATCH]], data.y_train[order[i : i + BATCH]]
+            n = len(x)  # 16, 16, 12
+            for _ in range(replays):
+                image = Tensor(x + delta[:n])
+                loss = cross_entropy(by_hand(image), y)
+                *g_weights, g = grad(loss, [*params, image])
+                for j in range(n):
+                    step = alpha * naive_direction(ball, g[j])
+                    delta[j] = naive_project(ball, delta[j] + step)
+                for p, g_weight in zip(params, g_weights, strict=True):
+                    p.value = p.value - 0.1 * g_weight
+                loss_sum += float(loss) * n
+        losses.append(loss_sum / 44 / replays)
+    for p, q in zip(model.parameters(), params, strict=True):
+        close(to_numpy(p), to_numpy(q), rtol=1e-7)
+    close(to_numpy(free.delta), delta, atol=1e-9)
+    assert history.loss == pytest.approx(losses, rel=1e-9)
+
+
+def test_free_training_passes_through_the_network_once_a_step(monkeypatch):
+    model, calls, passes = mlp(dtype=np.float32), [], []
+    real = {"call": type(model).__call__, "grad": defenses.grad}
+
+    def call(self, x):
+        calls.append(len(x))
+        return real["call"](self, x)
+
+    monkeypatch.setattr(type(model), "__call__", call)
+    monkeypatch.setattr("tinyadv.train.grad", lambda *args: passes.append(1) or real["grad"](*args))
+    quick_fit(model, 1, Free(Linf(0.1), replays=4), validate=False)
+    assert calls == [1] + [16] * 8 + [12] * 4  # the first is a look at what comes in
+    assert len(passes) == 12
+
+
+@every_ball
+def test_free_deltas_fit_the_images_that_they_meet(xp, ball):
+    model, free = cnn(xp), Free(ball, step_size=2 * ball.epsilon)
+    for seed in range(3):
+        x, y = batch(xp, 9, np.float32, seed=seed)
+        for _ in range(3):
+            image = free(model, x, y)
+            assert_allowed(ball, x, image.value)
+            (g,) = grad(cross_entropy(model(image), y), [image])
+            free.learn(g)
+    assert float(to_numpy(abs(image.value - x)).max()) > 0.01
+
+
+def test_free_deltas_for_batches_of_any_size(xp):
+    model, free = mlp(xp), Free(Linf(0.1))
+    x, y = batch(xp, 8)
+
+    def step(n):
+        image = free(model, x[:n], y[:n])
+        (g,) = grad(cross_entropy(model(image), y[:n]), [image])
+        free.learn(g)
+        return to_numpy(image.value - x[:n])
+
+    assert not step(3).any()
+    kept = to_numpy(free.delta)
+    second = step(5)  # larger: what is new starts at 0
+    close(second[:3], kept, atol=1e-15)
+    assert not second[3:].any() and abs(kept).max() > 0.01
+    kept = to_numpy(free.delta)
+    step(2)  # smaller: what is left over waits
+    same(to_numpy(free.delta)[2:], kept[2:])
+
+
+# ---- TRADES --------------------------------------------------------------------------------------
+
+
+def naive_kl(z, w):
+    log_p, log_q = log_softmax(z), log_softmax(w)
+    return sum((np.exp(a) * (a - b)).sum() for a, b in zip(log_p, log_q, strict=True)) / len(z)
+
+
+@given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.1, 1.0, 30.0]))
+def test_the_divergence_is_its_formula(xp, seed, scale):
+    z, w = scale * np.random.default_rng(seed).standard_normal((2, 5, 4))
+    found = float(kl(xp.asarray(z), xp.asarray(w)))
+    assert found == pytest.approx(naive_kl(z, w), rel=1e-9, abs=1e-13) and found >= -1e-15
+    assert float(kl(xp.asarray(z), xp.asarray(z))) == 0
+    assert float(kl(xp.asarray(z), xp.asarray(w))) != pytest.approx(naive_kl(w, z), rel=1e-6)
+
+
+def test_the_divergence_has_no_gradient_at_the_image_itself(xp):
+    model, (x, _) = mlp(xp), batch(xp)
+    p = model(x).value
+
+    def gradient(where):
+        image = Tensor(where)
+        (g,) = grad(kl(p, model(image)), [image])
+        return abs(to_numpy(g)).max()
+
+    assert gradient(x) < 1e-15
+    noise = 0.001 * np.random.default_rng(0).standard_normal(x.shape)
+    assert gradient(x + xp.asarray(noise)) > 1e-6
+
+
+@every_ball
+def test_what_is_furthest_is_found_by_a_loop(xp, ball):
+    host, (x, _) = mlp(), batch(low=0.4, high=0.6)
+    z = to_numpy(host(x))
+    trades = Trades(ball, steps=4, step_size=0.05, start=0.01, rng=5)
+    noise = 0.01 * np.random.default_rng(5).standard_normal(x.shape)
+    start = np.array([naive_project(ball, each) for each in noise])
+    expected = naive_climb(lambda i, image: kl(z[i : i + 1], host(image)), x, start, ball, 0.05, 4)
+    p = xp.asarray(np.exp(log_softmax(z)))
+    found = to_numpy(trades.furthest(mlp(xp), xp.asarray(x), p))
+    close(found, expected, atol=1e-9)
+    assert naive_kl(z, to_numpy(host(found))) > 50 * naive_kl(z, to_numpy(host(x + start)))
+
+
+@every_ball
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_furthest_is_in_ball_and_box(xp, ball, dtype):
+    model, (x, _) = cnn(xp, dtype), batch(xp, 20, dtype)
+    p = ops.softmax(model(x), axis=1).value
+    assert_allowed(ball, x, Trades(ball, steps=3).furthest(model, x, p))
+    for n in (1, 2):  # a start that is far outside both
+        wide = Trades(ball, steps=n, start=5.0, step_size=0.0)
+        assert_allowed(ball, x, wide.furthest(model, x, p))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
+def test_trades_is_its_formula(xp, beta):
+    model, (x, y) = mlp(xp), batch(xp)
+    how = {"ball": Linf(0.1), "steps": 3, "rng": 4}
+    x_adv = Trades(**how).furthest(model, x, ops.softmax(model(x), axis=1).value)
+    before = [p.value for p in model.parameters()]
+    loss, logits = Trades(**how, beta=beta)(model, x, y)
+    same(to_numpy(logits), to_numpy(model(x)))
+    assert all(p.value is old for p, old in zip(model.parameters(), before, strict=True))
+
+    def value():  # x′ is held fixed, both answers move
+        divergence = naive_kl(to_numpy(model(x)), to_numpy(model(x_adv)))
+        return plain_cross_entropy(model, x, to_numpy(y)) + beta * divergence
+
+    assert float(loss) == pytest.approx(value(), rel=1e-10)
+    host = mlp()
+    host_loss, _ = Trades(**how, beta=beta)(host, to_numpy(x), to_numpy(y))
+    model, x, x_adv = host, to_numpy(x), to_numpy(x_adv)
+    assert_gradients(host_loss, value, host.parameters())
+    if beta == 0:
+        plain = grad(cross_entropy(host(x), to_numpy(y)), host.parameters())
+        for g, expected in zip(grad(host_loss, host.parameters()), plain, strict=True):
+            close(g, expected, atol=1e-15)
+
+
+# ---- the norm of the gradient --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_norm", [1, 2])
+def test_the_penalty_is_that_of_each_image_by_itself(xp, n_norm):
+    model, host, (x, y) = mlp(xp), mlp(), batch()
+    loss, logits = GradientPenalty(0.7, norm=n_norm)(model, xp.asarray(x), xp.asarray(y))
+    same(to_numpy(logits), to_numpy(model(xp.asarray(x))))
+
+    def value():
+        total = 0
+        for i in range(len(x)):
+            image = Tensor(x[i : i + 1])
+            own = cross_entropy(host(image), y[i : i + 1])
+            (g,) = grad(own, [image])
+            total += float(own) + 0.7 * (abs(g) ** n_norm).sum()
+        return total / len(x)
+
+    assert float(loss) == pytest.approx(value(), rel=1e-12)
+    loss, _ = GradientPenalty(0.7, norm=n_norm)(host, x, y)
+    assert_gradients(loss, value, host.parameters())
+
+
+@pytest.mark.parametrize("n_norm", [1, 2])
+def test_a_penalty_of_no_weight_is_none(n_norm):
+    model, (x, y) = mlp(), batch()
+    loss, _ = GradientPenalty(0, norm=n_norm)(model, x, y)
+    expected = cross_entropy(model(x), y)
+    assert loss.value == expected.value
+    for one, other in zip(*(grad(a, model.parameters()) for a in (loss, expected)), strict=True):
+        close(one, other, atol=1e-15)
+
+
+def test_the_penalty_is_the_inner_maximum_to_first_order():
+    """L + ε ‖∂L/∂x‖₁ against max L in L∞: what is left is of second order in ε."""
+    model, (x, y) = mlp(), batch(low=0.3, high=0.7)
+    left = []
+    for epsilon in (0.002, 0.001):
+        x_adv = pgd(model, x, y, ball=Linf(epsilon), steps=20, random_start=False)
+        loss, _ = GradientPenalty(epsilon, norm=1)(model, x, y)
+        left.append(abs(float(loss) - plain_cross_entropy(model, x_adv, y)))
+    assert left[0] < 1e-3 * 0.002**0.5 and 3 < left[0] / left[1] < 5
+
+
+# ---- interval bounds -----------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 10_000), epsilon=st.sampled_from([0.0, 0.01, 0.1, 0.5]))
+def test_nothing_in_the_box_is_worse_than_the_bound(xp, seed, epsilon):
+    model, (x, y) = cnn(xp, np.float64), batch(xp, 4, seed=seed)
+    bound = IntervalBound(epsilon, ramp=(0, 0), kappa=0)
+    limits = [float(bound(model, x[i : i + 1], y[i : i + 1])[0]) for i in range(4)]
+    found = [pgd(model, x, y, ball=Linf(epsilon), steps=5, rng=seed)]
+    found += [xp.clip(x + epsilon * xp.sign(x - 0.5), 0, 1), Linf(epsilon).random(x, seed) + x]
+    for x_adv in found:
+        each = to_numpy(cross_entropy(model(x_adv), y, "none"))
+        assert (each <= np.array(limits) + 1e-9).all()
+    if epsilon == 0:
+        close(limits, to_numpy(cross_entropy(model(x), y, "none")), rtol=1e-9, atol=1e-12)
+    else:
+        assert max(limits) > each.max() - 1e-9
+
+
+def test_epsilon_grows_and_kappa_sinks(xp):
+    model, (x, y) = cnn(xp, np.float64), batch(xp)
+    plain = float(cross_entropy(model(x), y))
+
+    def value(epoch):
+        objective = IntervalBound(0.2, ramp=(1, 5), kappa=0.2)
+        if epoch is not None:
+            objective.at(epoch)
+        loss, logits = objective(model, x, y)
+        same(to_numpy(logits), to_numpy(model(x)))
+        return float(loss)
+
+    assert value(0) == value(1) == plain
+    for epoch, epsilon, kappa in [(2, 0.05, 0.8), (4, 0.15, 0.4), (5, 0.2, 0.2), (9, 0.2, 0.2)]:
+        low, high = xp.clip(x - epsilon, 0, 1), xp.clip(x + epsilon, 0, 1)
+        bound = float(cross_entropy(worst_logits(model, low, high, y), y))
+        assert value(epoch) == pytest.approx(kappa * plain + (1 - kappa) * bound, rel=1e-9)
+        assert bound > plain
+    assert value(None) == value(5)  # for one who never says what time it is
+
+
+def test_with_kappa_1_it_is_ordinary_training():
+    class Square(Module):  # no interval rule for it: no bound is computed
+        def __call__(self, x):
+            return x * x
+
+    model, (x, y) = Sequential(Flatten(), Square(), Dense(16, 3)), batch(dtype=np.float32)
+    loss, _ = IntervalBound(0.3, ramp=(0, 0), kappa=1)(model, x, y)
+    assert float(loss) == float(cross_entropy(model(x), y))
+    with pytest.raises(TypeError, match="no interval rule for Square"):
+        IntervalBound(0.3, ramp=(0, 0), kappa=0.9)(model, x, y)
+
+
+def test_bounds_beside_an_attack(xp):
+    model, (x, y) = cnn(xp, np.float64), batch(xp)
+    how = {"ball": Linf(0.1), "steps": 3, "warm_up": 4, "rng": 2}
+    objective = IntervalBound(0.1, ramp=(0, 4), kappa=0.3, attack=MinMax(**how))
+    objective.at(2)  # half of everything
+    loss, logits = objective(model, x, y)
+    inner = MinMax(**how)
+    inner.at(2)
+    x_adv = inner(model, x, y)
+    close(to_numpy(logits), to_numpy(model(x_adv)))
+    low, high = xp.clip(x - 0.05, 0, 1), xp.clip(x + 0.05, 0, 1)
+    bound = float(cross_entropy(worst_logits(model, low, high, y), y))
+    expected = 0.65 * float(cross_entropy(model(x_adv), y)) + 0.35 * bound
+    assert float(loss) == pytest.approx(expected, rel=1e-10)
+
+    # A plain function serves as well; it has no state.
+    plain = IntervalBound(0.1, ramp=(0, 0), attack=lambda model, x, y: 1 - x)
+    plain.at(3)
+    same(to_numpy(plain(model, x, y)[1]), to_numpy(model(1 - x)))
+    assert "attack" not in plain.state_dict() and "attack" in objective.state_dict()
+
+
+def test_the_gradient_of_the_bound():
+    model = Sequential(Flatten(), Dense(16, 8, rng=1), Activation("tanh"), Dense(8, 3, rng=2))
+    model, (x, y) = model.astype(np.float64), batch()
+    objective = IntervalBound(0.05, ramp=(0, 0), kappa=0.4)
+    loss, _ = objective(model, x, y)
+    value = lambda: objective(model, x, y)[0]
+    assert_gradients(loss, value, model.parameters())
+
+
+# ---- rotations and translations ------------------------------------------------------------------
+
+
+def test_worst_of_k_is_the_attack_with_a_generator_that_goes_on(xp):
+    model, (x, y) = cnn(xp), batch(xp, 20, np.float32)
+    how = {"k": 4, "max_angle": 40.0, "max_shift": 1.0}
+    perturb, rng = WorstOfK(**how, rng=9), np.random.default_rng(9)
+    for _ in range(2):
+        found = perturb(model, x, y)
+        same(to_numpy(found), to_numpy(spatial_random(model, x, y, **how, rng=rng)))
+        assert found.dtype == np.float32 and type(found) is type(x)
+
+
+def test_worst_of_k_has_the_settings_of_the_paper():
+    assert WorstOfK().how == {"k": 10, "max_angle": 30.0, "max_shift": 3.0}
+
+
+# ---- inside fit ----------------------------------------------------------------------------------
+
+
+def quick_fit(model, epochs=1, perturb=None, *, lr=0.1, data=DATA, **options):
+    """``fit`` with plain gradient descent and small batches, without a word."""
+    optimizer = optim.SGD(model.parameters(), lr)
+    options = {"batch_size": BATCH, "progress": False} | options
+    return fit(model, data, optimizer, epochs, perturb, **options)
+
+
+def outcome(model, history):
+    """All that a run leaves, except for how long it took."""
+    weights = {name: array.tobytes() for name, array in model.state_dict().items()}
+    numbers = {name: str(values) for name, values in vars(history).items() if name != "seconds"}
+    return weights, numbers
+
+
+SIXTY_FOUR = [
+    MinMax(Linf(np.float64(0.1)), steps=2, step_size=np.float64(0.1), warm_up=np.float64(2)),
+    Fast(L2(np.float64(0.1)), step_size=np.float64(0.1)),
+    Free(Linf(np.float64(0.1)), step_size=np.float64(0.1)),
+    WorstOfK(2, max_angle=np.float64(30), max_shift=np.float64(1)),
+    Trades(L1(np.float64(0.1)), beta=np.float64(2), step_size=np.float64(1), start=np.float64(1)),
+    GradientPenalty(np.float64(0.5)),
+    IntervalBound(np.float64(0.1), ramp=(np.float64(0), np.float64(1)), kappa=np.float64(0.5)),
+]
+
+
+@pytest.mark.parametrize("defense", SIXTY_FOUR, ids=lambda part: type(part).__name__)
+def test_numbers_of_numpy_do_not_make_float64_of_float32(xp, defense):
+    model, (x, y) = cnn(xp), batch(xp, dtype=np.float32)
+    if hasattr(defense, "at"):
+        defense.at(np.float64(0.5))
+    found = defense(model, x, y)
+    for each in found if isinstance(found, tuple) else [found]:
+        assert each.dtype == np.float32
+
+
+WATCH = (DATA.x_test, DATA.y_test)
+DEFENSES = {
+    "MinMax": lambda rng: {"perturb": MinMax(Linf(0.1), steps=2, warm_up=1.5, rng=rng)},
+    "L2": lambda rng: {"perturb": MinMax(L2(0.3), steps=2, rng=rng)},
+    "L1": lambda rng: {"perturb": MinMax(L1(0.5), steps=2, rng=rng)},
+    "Fast": lambda rng: {"perturb": Fast(Linf(0.1), watch=WATCH, every=2, rng=rng)},
+    "Free": lambda rng: {"perturb": Free(Linf(0.1), replays=2, warm_up=1.5)},
+    "WorstOfK": lambda rng: {"perturb": WorstOfK(2, max_shift=1, rng=rng)},
+    "Trades": lambda rng: {"objective": Trades(Linf(0.1), steps=2, warm_up=1.5, rng=rng)},
+    "GradientPenalty": lambda rng: {"objective": GradientPenalty(0.1)},
+    "IntervalBound": lambda rng: {"objective": IntervalBound(0.1, ramp=(0.5, 1.5))},
+    "IntervalBound and MinMax": lambda rng: {
+        "objective": IntervalBound(0.1, ramp=(0, 1), attack=MinMax(Linf(0.1), steps=2, rng=rng))
+    },
+    "MinMax and Trades": lambda rng: {
+        "perturb": MinMax(Linf(0.1), steps=1, rng=rng),
+        "objective": Trades(Linf(0.1), steps=1, rng=rng),
+    },
+}
+every_defense = pytest.mark.parametrize("name", DEFENSES)
+
+
+class Crash(Exception):
+    pass
+
+
+@every_defense
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_a_run_that_is_interrupted_ends_with_the_same_bits(name, shared, tmp_path):
+    def run(crash_at=None, **options):
+        model, steps = cnn(), itertools.count(1)
+        rng = np.random.default_rng(8)  # one generator for the shuffling and the defence, or two
+
+        def schedule(epoch):
+            if next(steps) == crash_at:
+                raise Crash
+            return 0.1
+
+        how = DEFENSES[name](rng if shared else 8)
+        history = quick_fit(model, 2, rng=rng, schedule=schedule, **how, **options)
+        perturb = how.get("perturb")
+        return *outcome(model, history), getattr(perturb, "looks", None)
+
+    expected = run()
+    total = 2 * STEPS * (2 if name == "Free" else 1)
+    for crash_at in range(2, total + 1, 1 if total < 8 else 3):
+        for checkpoint_steps in (1, 2):
+            keep = {"checkpoint": tmp_path / f"{crash_at}-{checkpoint_steps}.npz", "resume": True}
+            keep["checkpoint_steps"] = checkpoint_steps
+            with pytest.raises(Crash):
+                run(crash_at, **keep)
+            assert run(**keep) == expected
+
+
+def test_a_rescue_goes_on_after_an_interruption(tmp_path):
+    x, y = np.full((40, 1, 1, 1), 0.5), np.zeros(40, int)
+    model, watch = Hidden(np, 0.2), (np.full((300, 1, 1, 1), 0.5), np.zeros(300, int))
+    fast = Fast(Linf(0.2), watch=watch, every=3, rng=1)
+    with pytest.warns(AttackWarning):
+        fast(model, x, y)
+    save_state(tmp_path / "a.npz", {"fast": fast.state_dict()})
+    other = Fast(Linf(0.2), watch=watch, every=3, rng=77)
+    other.load_state_dict(load_state(tmp_path / "a.npz")["fast"])
+    for _ in range(5):  # with a look, and no warning, for it is no news
+        same(fast(model, x, y), other(model, x, y))
+    assert fast.looks == other.looks and [look[0] for look in other.looks] == [0, 3]
+
+
+@every_defense
+def test_weights_stay_in_float32_and_where_they_are(xp, name):
+    model = cnn(xp)
+    history = quick_fit(model, 1, **DEFENSES[name](0))
+    assert all(p.value.dtype == np.float32 and type(p.value) is type(xp.zeros(1))
+               for p in model.parameters())  # fmt: skip
+    assert np.isfinite(history.loss[0])
+
+
+@every_defense
+def test_a_device_gives_the_same(device, name):
+    host, there = cnn(), cnn(device)
+    histories = [quick_fit(model, 2, **DEFENSES[name](0)) for model in (host, there)]
+    for p, q in zip(host.parameters(), there.parameters(), strict=True):
+        close(to_numpy(q), p.value, atol=2e-4)
+    assert histories[0].loss == pytest.approx(histories[1].loss, rel=1e-3)
+
+
+@every_defense
+def test_a_seed_makes_the_run_and_another_another_one(name):
+    def run(seed):
+        model = cnn()
+        return outcome(model, quick_fit(model, 1, **DEFENSES[name](seed)))
+
+    assert run(1) == run(1)
+    if name not in ("Free", "GradientPenalty", "IntervalBound"):  # these draw nothing
+        assert run(1) != run(2)
+
+
+WAIT_FREE = [name for name in DEFENSES if name not in ("Fast", "WorstOfK")]
+
+
+@pytest.mark.parametrize("name", [*WAIT_FREE, "Fast, not watched"])
+def test_no_step_waits_for_a_gpu_after_the_first(name):
+    """As ``fit`` makes it: with more steps, nothing more is waited for."""
+    make = DEFENSES.get(name, lambda rng: {"perturb": Fast(Linf(0.1), rng=rng)})
+
+    def cost(batch_size):
+        model, how = cnn(strict_cupy), make(0)
+        if name == "Fast, not watched":
+            how = {"perturb": Fast(Linf(0.1))}
+        with strict_cupy.count() as c:
+            quick_fit(model, 2, batch_size=batch_size, validate=False, **how)
+        return c
+
+    few, many = cost(22), cost(11)  # 2 and 4 steps in an epoch
+    assert many.launches > few.launches
+    assert many.syncs == few.syncs
+
+
+def test_a_watched_run_waits_only_to_look():
+    def cost(every):
+        model, fast = cnn(strict_cupy), Fast(Linf(0.1), watch=WATCH, every=every)
+        with strict_cupy.count() as c:
+            quick_fit(model, 1, fast, batch_size=4, validate=False)
+        return c.syncs, len(fast.looks)
+
+    (one, looks), (several, more), (most, all_of_them) = cost(100), cost(4), cost(2)
+    assert (looks, more, all_of_them) == (1, 3, 6)
+    assert (several - one) / 2 == (most - one) / 5  # the same for each look
+
+
+@pytest.mark.parametrize("name", ["MinMax", "Fast", "Free", "Trades", "GradientPenalty"])
+def test_it_makes_a_network_harder_to_fool(name):
+    how = {
+        "MinMax": {"perturb": MinMax(Linf(0.2), steps=5)},
+        "Fast": {"perturb": Fast(Linf(0.2))},
+        "Free": {"perturb": Free(Linf(0.2), replays=4)},
+        "Trades": {"objective": Trades(Linf(0.2), beta=6, steps=5)},
+        "GradientPenalty": {"objective": GradientPenalty(0.2, norm=1)},
+    }[name]
+    data = dataset(300)
+
+    def survivors(**how):
+        model = models.mlp((16, 16, 3), rng=0)
+        optimizer = optim.Adam(model.parameters(), 0.01)
+        epochs = 4 if name == "Free" and how else 16
+        fit(model, data, optimizer, epochs, **how, batch_size=30, progress=False)
+        x, y = data.x_train, data.y_train
+        return accuracy(model, pgd(model, x, y, ball=Linf(0.2), steps=20), y)
+
+    assert survivors(**how) > survivors() + 0.05
+
+
+def test_training_on_bounds_makes_a_network_that_can_be_certified():
+    data = dataset(300)
+
+    def proven(**how):
+        model = models.mlp((16, 16, 3), rng=0)
+        optimizer = optim.Adam(model.parameters(), 0.01)
+        fit(model, data, optimizer, 12, **how, batch_size=30, progress=False)
+        return certified_accuracy(model, data.x_train, data.y_train, 0.1)
+
+    with_bounds = proven(objective=IntervalBound(0.1, ramp=(0, 4), kappa=0.0))
+    assert with_bounds > 0.5 > proven() + 0.2
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+CHANGES = [
+    (MinMax, {"ball": Linf(0.1), "steps": 3}, [
+        {"ball": Linf(0.11)}, {"ball": L2(0.1)}, {"steps": 4}, {"step_size": 0.01}, {"rng": 1},
+        {"loss": margin, "step_size": 0.02},
+    ]),
+    (Fast, {"ball": Linf(0.1), "step_size": 0.03}, [
+        {"ball": Linf(0.09)}, {"step_size": 0.02}, {"rng": 1}, {"loss": margin},
+    ]),
+    (Free, {"ball": Linf(0.1)}, [{"ball": Linf(0.11)}, {"step_size": 0.05}]),
+    (WorstOfK, {}, [{"k": 1}, {"max_angle": 20.0}, {"max_shift": 1.0}, {"rng": 1}]),
+    (Trades, {"ball": Linf(0.1), "steps": 3, "step_size": 0.01}, [
+        {"ball": Linf(0.012)}, {"steps": 4}, {"step_size": 0.02}, {"start": 0.002}, {"rng": 1},
+    ]),
+]  # fmt: skip
+CHANGES = [(kind, base, change) for kind, base, changes in CHANGES for change in changes]
+
+
+@pytest.mark.parametrize("kind, base, change", CHANGES, ids=lambda v: getattr(v, "__name__", None))
+def test_every_argument_changes_the_images(kind, base, change):
+    model, (x, y) = mlp(), batch(n=20)
+    first, again, other = (
+        perturbed(kind(**how), model, x, y) for how in (base, base, {**base, **change})
+    )
+    same(first, again)
+    assert not np.array_equal(first, other)
+
+
+OBJECTIVES = [
+    (Trades, {"ball": Linf(0.1)}, {"beta": 2.0}),
+    (GradientPenalty, {"weight": 0.1}, {"weight": 0.2}),
+    (GradientPenalty, {"weight": 0.1}, {"norm": 1}),
+    (IntervalBound, {"epsilon": 0.1, "ramp": (0, 1)}, {"epsilon": 0.2}),
+    (IntervalBound, {"epsilon": 0.1, "ramp": (0, 1)}, {"kappa": 0.1}),
+    (IntervalBound, {"epsilon": 0.1, "ramp": (0, 1)}, {"ramp": (0, 2)}),
+    (IntervalBound, {"epsilon": 0.1, "ramp": (0, 1)}, {"ramp": (0.2, 1)}),
+    (IntervalBound, {"epsilon": 0.1}, {"attack": MinMax(Linf(0.1))}),
+]
+
+
+@pytest.mark.parametrize("kind, base, change", OBJECTIVES)
+def test_every_argument_changes_the_loss(kind, base, change):
+    model, (x, y) = mlp(), batch(n=20)
+
+    def value(how):
+        objective = kind(**how)
+        if hasattr(objective, "at"):
+            objective.at(0.5)
+        return float(objective(model, x, y)[0])
+
+    assert value(base) == value(base) != value({**base, **change})
+
+
+MISTAKES = [
+    (kind, how, words)
+    for kind in (MinMax, Fast, Free, Trades)
+    for how, words in [
+        ({"warm_up": -1.0}, "warm_up must be a number ≥ 0, got -1.0"),
+        ({"step_size": np.nan}, "step_size must be a number ≥ 0, got nan"),
+    ]
+]
+MISTAKES += [
+    (MinMax, {"steps": 0}, "steps must be an integer ≥ 1, got 0"),
+    (Trades, {"steps": 1.5}, "steps must be an integer ≥ 1, got 1.5"),
+    (Trades, {"beta": -1}, "beta must be a number ≥ 0, got -1"),
+    (Trades, {"start": np.inf}, "start must be a number ≥ 0, got inf"),
+    (Free, {"replays": 0}, "replays must be an integer ≥ 1, got 0"),
+    (Fast, {"every": 0}, "every must be an integer ≥ 1, got 0"),
+    (Fast, {"rescue_steps": 2.0}, "rescue_steps must be an integer ≥ 1, got 2.0"),
+    (Fast, {"gap": -0.1}, "gap must be a number ≥ 0, got -0.1"),
+    (WorstOfK, {"k": 0}, "k must be an integer ≥ 1, got 0"),
+    (WorstOfK, {"max_angle": -1}, "max_angle must be a number ≥ 0, got -1"),
+    (WorstOfK, {"max_shift": np.nan}, "max_shift must be a number ≥ 0, got nan"),
+    (GradientPenalty, {"weight": -1}, "weight must be a number ≥ 0, got -1"),
+    (GradientPenalty, {"weight": 1, "norm": 3}, "norm must be 2 .* or 1, got 3"),
+    (IntervalBound, {"epsilon": -0.1}, "epsilon must be a number ≥ 0, got -0.1"),
+    (IntervalBound, {"ramp": (3, 2)}, r"expected epochs start ≤ end in ramp .*got \(3, 2\)"),
+    (IntervalBound, {"kappa": 1.5}, "0 ≤ kappa ≤ 1, got .* and 1.5"),
+]
+
+
+@pytest.mark.parametrize("kind, how, words", MISTAKES)
+def test_mistakes_are_named(kind, how, words):
+    with pytest.raises(ValueError, match=words):
+        kind(**how)
+
+
+def test_an_infinite_ball_grows_as_well():
+    model, (x, y) = mlp(), batch()
+    inner = MinMax(L2(np.inf), steps=2, step_size=0.1, warm_up=2)
+    inner.at(0)
+    same(inner(model, x, y), x)
+
+
+def test_what_is_watched_is_a_pair():
+    with pytest.raises(TypeError, match=r"watch must be a pair \(images, labels\), got int"):
+        Fast(watch=3)
+
+
+@pytest.mark.parametrize("kind", [MinMax, Fast, Free, Trades])
+def test_a_ball_is_a_ball_of_0_to_1(kind):
+    with pytest.raises(TypeError, match=r"ball must be Linf\(ε\), L2\(ε\) or L1\(ε\)"):
+        kind(0.3)
+    with pytest.warns(AttackWarning, match="divided by 255"):
+        kind(Linf(8))
+
+
+@pytest.mark.parametrize("kind", [MinMax, Fast, Free, WorstOfK, Trades, IntervalBound])
+def test_the_first_batch_is_looked_at(xp, kind):
+    model, (x, y) = cnn(xp), batch(xp, dtype=np.float32)
+    with pytest.raises(ValueError, match="pixels must be from 0 to 1"):
+        kind()(model, 255 * x, y)
+    with pytest.raises(ValueError, match="y must be from 0 to 2"):
+        kind()(model, x, y + 3)
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="must return logits"):
+        kind()(lambda x: ops.reshape(x, (-1,)), x, y)
