@@ -32,6 +32,7 @@ from tinyadv.data import (
     download,
     glyphs,
     load,
+    random_shift,
 )
 from tinyadv.data.__main__ import main
 from tinyadv.data.readers import parse_cifar10, parse_idx, read_cifar10, unpack
@@ -702,6 +703,36 @@ def test_batches_on_a_device(rng):
     for (x_b, y_b), (x_host, y_host) in zip(parts, batches(x, y, 4, rng), strict=True):
         np.testing.assert_array_equal(strict_cupy.asnumpy(x_b), x_host, strict=True)
         np.testing.assert_array_equal(strict_cupy.asnumpy(y_b), y_host, strict=True)
+
+
+# ---- augmentation -------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 3), st.integers(0, 5), st.tuples(*[st.integers(1, 6)] * 2))
+def test_random_shift_moves_each_image_by_whole_pixels(pixels, n, size):
+    x = np.random.default_rng(0).random((n, 2, *size), np.float32) + 1
+    moved = random_shift(pixels)(x, np.random.default_rng(1))
+    assert moved.dtype == x.dtype and moved.shape == x.shape
+    down, right = np.random.default_rng(1).integers(-pixels, pixels + 1, (2, n))
+    for image, before, i, j in zip(moved, x, down, right, strict=True):
+        framed = np.pad(before, ((0, 0), (pixels, pixels), (pixels, pixels)))
+        expected = framed[:, pixels + i :, pixels + j :][:, : size[0], : size[1]]
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_random_shift_on_a_device():
+    x = np.random.default_rng(0).random((6, 1, 5, 4), np.float32)
+    moved = random_shift(2)(strict_cupy.asarray(x), np.random.default_rng(1))
+    np.testing.assert_array_equal(
+        strict_cupy.asnumpy(moved), random_shift(2)(x, np.random.default_rng(1))
+    )
+    assert not np.array_equal(strict_cupy.asnumpy(moved), x)
+
+
+@pytest.mark.parametrize("pixels", [-1, 0.5, None])
+def test_random_shift_refuses(pixels):
+    with pytest.raises(ValueError, match="pixels must be an integer ≥ 0"):
+        random_shift(pixels)
 
 
 # ---- python -m tinyadv.data ---------------------------------------------------------------------

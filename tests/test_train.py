@@ -655,6 +655,25 @@ def test_another_schedule_is_what_one_gets(tmp_path):
     assert history.lr == [0.2, 0.05]
 
 
+def test_augment_comes_first_and_is_resumed(tmp_path):
+    seen = []
+
+    def augment(x, rng):
+        return x + np.float32(rng.random())
+
+    def perturb(model, x, y):
+        seen.append(float(x.min()))
+        return x
+
+    path, straight, stopped = tmp_path / "a.npz", mlp(), mlp()
+    quick_fit(straight, 2, perturb, augment=augment)
+    assert len(set(seen)) == 2 * STEPS and max(seen) > 0.1  # the images begin near 0
+    quick_fit(stopped, 1, augment=augment, checkpoint=path)
+    quick_fit(stopped, 2, augment=augment, checkpoint=path, resume=True)
+    for a, b in zip(straight.parameters(), stopped.parameters(), strict=True):
+        np.testing.assert_array_equal(a.value, b.value)
+
+
 class Counts:
     """Adds up what it has seen, and gives its tenth to every pixel."""
 

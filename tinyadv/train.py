@@ -82,6 +82,7 @@ def fit(
     epochs: int,
     perturb: Callable | None = None,
     *,
+    augment: Callable | None = None,
     objective: Callable = cross_entropy_objective,
     batch_size: int = 128,
     schedule: Schedule | None = None,
@@ -113,6 +114,9 @@ def fit(
         that returns a tensor is told its gradient, which comes of the same pass as that of the
         weights: ``perturb.learn(g)``. With an attribute ``replays`` each batch is used that many
         times in a row.
+    augment : callable, optional
+        ``augment(x, rng) -> x``, before anything else, such as :func:`tinyadv.data.random_shift`.
+        It draws from the generator of the shuffling.
     objective : callable
         ``objective(model, x, y) -> (loss, logits)``: the loss a scalar tensor, the logits for the
         training accuracy. If it, or ``perturb``, has a method ``at(epoch)``, that is called before
@@ -211,6 +215,8 @@ def fit(
                 first = step // replays * batch_size
                 batch = xp.asarray(run.order[first : first + batch_size])
                 x, y = x_train[batch], y_train[batch]
+                if augment is not None:
+                    x = augment(x, run.rng)
                 if perturb is not None:
                     x = perturb(model, x, y)
                 loss, logits = _two_tensors(objective(model, x, y))

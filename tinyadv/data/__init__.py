@@ -7,7 +7,7 @@ beforehand.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ from tinyadv.backend import array_module
 from tinyadv.data import download, glyphs
 from tinyadv.data.readers import DataError
 
-__all__ = ["NAMES", "DataError", "Dataset", "batches", "cache_folder", "data_folder", "load"]
+__all__ = [
+    "NAMES",
+    "DataError",
+    "Dataset",
+    "batches",
+    "cache_folder",
+    "data_folder",
+    "load",
+    "random_shift",
+]
 
 NAMES = ("glyphs", *download.SOURCES)
 
@@ -114,3 +123,31 @@ def batches(
     order = np.random.default_rng(rng).permutation(n)
     x_order, y_order = array_module(x).asarray(order), array_module(y).asarray(order)
     return ((x[x_order[part]], y[y_order[part]]) for part in slices)
+
+
+def random_shift(pixels: int) -> Callable:
+    """Augmentation for ``fit(augment=…)``: each image moved by whole pixels, black coming in.
+
+    Parameters
+    ----------
+    pixels : int
+        Up to so many to each side, and up and down.
+
+    Returns
+    -------
+    function
+        ``f(x, rng) -> x``, (N, C, H, W) -> (N, C, H, W). It draws on the host.
+    """
+    if not isinstance(pixels, (int, np.integer)) or pixels < 0:
+        raise ValueError(f"pixels must be an integer ≥ 0, got {pixels!r}")
+
+    def shift(x, rng):
+        xp, (n, c, h, w) = array_module(x), x.shape
+        by = xp.asarray(rng.integers(0, 2 * pixels + 1, (2, n)))
+        rows = by[0][:, None] + xp.arange(h)  # (N, H)
+        columns = by[1][:, None] + xp.arange(w)  # (N, W)
+        framed = xp.pad(x, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
+        image, channel = xp.arange(n)[:, None, None, None], xp.arange(c)[None, :, None, None]
+        return framed[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+    return shift
