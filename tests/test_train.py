@@ -674,6 +674,21 @@ def test_augment_comes_first_and_is_resumed(tmp_path):
         np.testing.assert_array_equal(a.value, b.value)
 
 
+def test_replays_see_the_same_augmented_images():
+    seen = []
+
+    class Replayed:
+        replays = 3
+
+        def __call__(self, model, x, y):
+            seen.append(float(x.sum()))
+            return x
+
+    quick_fit(mlp(), 1, Replayed(), augment=lambda x, rng: x + np.float32(rng.random()))
+    assert len(seen) == 3 * STEPS
+    assert seen[::3] == seen[1::3] == seen[2::3] and len(set(seen)) == STEPS
+
+
 class Counts:
     """Adds up what it has seen, and gives its tenth to every pixel."""
 

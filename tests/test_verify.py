@@ -82,6 +82,17 @@ def test_worst_logits(seed):
     assert (worst <= loose + 1e-9).all()
 
 
+@pytest.mark.parametrize("n", [15, 16, 150])
+def test_a_batch_of_any_size_is_its_examples(n):
+    """From 16 on it is cut into pieces; labels go with their images."""
+    net, x, y = conv_net(), images(n), np.arange(n) % 4
+    whole = worst_logits(net, x - 0.05, x + 0.05, y).value
+    for i in (0, 7, n // 2, n - 1):
+        one = slice(i, i + 1)
+        alone = worst_logits(net, x[one] - 0.05, x[one] + 0.05, y[one]).value
+        np.testing.assert_allclose(whole[one], alone, atol=1e-12)
+
+
 def test_a_linear_model_is_certified_exactly():
     rng = np.random.default_rng(0)
     w = rng.standard_normal((2, 16)).astype(np.float32)

@@ -80,6 +80,11 @@ class _Part:
 
     def _look_once(self, model, x, y) -> None:
         """At every batch this would stop a GPU each time."""
+        if isinstance(x, Tensor):
+            raise TypeError(
+                f"{type(self).__name__} needs images as an array and got a tensor: it does not go "
+                "together with Free"
+            )
         if not self.looked:
             checked(model, x, y)
             self.looked = True
@@ -464,12 +469,12 @@ class GradientPenalty:
 
     def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the logits of the images (N, K)."""
-        image = Tensor(x)
+        image = x if isinstance(x, Tensor) else Tensor(x)
         logits = model(image)
         loss = cross_entropy(logits, y)
         # Each image's gradient of its own loss, which has a share of 1/N in the mean.
-        (g,) = grad(len(x) * loss, [image], create_graph=True)  # (N, …)
-        size = ops.sum(g * g if self.norm == 2 else ops.abs(g)) / len(x)
+        (g,) = grad(len(y) * loss, [image], create_graph=True)  # (N, …)
+        size = ops.sum(g * g if self.norm == 2 else ops.abs(g)) / len(y)
         return loss + self.weight * size, logits
 
 

@@ -197,7 +197,7 @@ def fit(
             if run.order is None:  # a new epoch
                 run.order = run.rng.permutation(n)
             started = time.perf_counter() - run.seconds
-            loss_sum, correct = run.loss_sum, run.correct
+            loss_sum, correct, unsaved = run.loss_sum, run.correct, 0
             bar = tqdm(
                 range(run.step, steps),
                 desc=f"epoch {run.epoch + 1}/{epochs}",
@@ -212,11 +212,13 @@ def fit(
                 for part in parts.values():
                     if hasattr(part, "at"):
                         part.at(run.epoch + step / steps)
-                first = step // replays * batch_size
-                batch = xp.asarray(run.order[first : first + batch_size])
-                x, y = x_train[batch], y_train[batch]
-                if augment is not None:
-                    x = augment(x, run.rng)
+                if step % replays == 0:
+                    first = step // replays * batch_size
+                    batch = xp.asarray(run.order[first : first + batch_size])
+                    images, y = x_train[batch], y_train[batch]
+                    if augment is not None:
+                        images = augment(images, run.rng)
+                x = images
                 if perturb is not None:
                     x = perturb(model, x, y)
                 loss, logits = _two_tensors(objective(model, x, y))
@@ -231,14 +233,18 @@ def fit(
                 loss_sum = loss_sum + loss.value * len(batch)
                 correct = correct + (logits.value.argmax(1) == y).sum()
                 run.step = step + 1
-                stop = interrupted.is_set()
-                save = checkpoint_steps is not None and run.step % checkpoint_steps == 0
+                unsaved += 1
+                # Between two replays no state could say which images they are of.
+                may_end = run.step % replays == 0
+                stop = may_end and interrupted.is_set()
+                save = may_end and checkpoint_steps is not None and unsaved >= checkpoint_steps
                 if stop or save or run.step % LOOK_EVERY == 0 or run.step == steps:
                     run.loss_sum, run.correct = float(loss_sum), int(correct)
                     run.seconds = time.perf_counter() - started
                     _stop_if_not_finite(run)
                 if (stop or save) and checkpoint is not None:
                     run.save(checkpoint)
+                    unsaved = 0
                 if stop:
                     bar.close()
                     raise _stopped(f"in epoch {run.epoch + 1}", run)
