@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -34,9 +33,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import tinyadv
-from tinyadv import attacks
+from tinyadv import defenses
 from tinyadv.balls import Linf
-from tinyadv.checkpoint import CheckpointError, load_weights, save_weights
+from tinyadv.checkpoint import CheckpointError, load_state, load_weights, save_state
 
 START = time.perf_counter()
 LESSONS = Path(__file__).resolve().parent
@@ -234,7 +233,7 @@ def _device(xp) -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _write(path: Path, content: bytes) -> Path:
+def _write(path: Path, content: bytes, quiet: bool = False) -> Path:
     """Write a file under a temporary name, move it to its own, and print its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -243,14 +242,15 @@ def _write(path: Path, content: bytes) -> Path:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    print(f"written: {os.path.relpath(path)}")
+    if not quiet:
+        print(f"written: {os.path.relpath(path)}")
     return path
 
 
 # --------------------------------------------------------------------------------- trained once
 
 
-def cached_model(key: dict, build: Callable, train: Callable):
+def cached_model(key: dict, build: Callable, train: Callable, *, seconds: bool = False):
     """``build()`` after ``train(model)``, or with the weights of an earlier such training.
 
     Parameters
@@ -261,24 +261,58 @@ def cached_model(key: dict, build: Callable, train: Callable):
         Returns the network, not trained.
     train : function
         Trains the network that it is given, in place.
+    seconds : bool
+        Return also how long the training took when it ran: ``(model, {"wall": …, "cpu": …})``,
+        the latter added up over the cores.
     """
-    text = json.dumps({**key, "tinyadv": tinyadv.__version__}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = tinyadv.data.cache_folder() / "models" / f"{digest}.npz"
+    text, path = _cache_file(key, "models", ".npz")
     model = build()
+    took = None
     try:
         if path.exists():
             load_weights(path, model)
+            took = load_state(path).get("seconds", {"wall": math.nan, "cpu": math.nan})
             print(f"the network {text} was trained before: {path}")
-            return model
     except CheckpointError as error:
         print(f"{error}; it is trained again", file=sys.stderr)
-    train(model)
+    if took is None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        train(model)
+        took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        try:
+            save_state(path, {"weights": model.state_dict(), "seconds": took})
+        except OSError as error:
+            print(f"the trained network could not be kept: {error}", file=sys.stderr)
+    return (model, took) if seconds else model
+
+
+def cached_numbers(key: dict, compute: Callable[[], dict]) -> dict:
+    """``compute()``, or what it returned before: for evaluations that take hours.
+
+    Parameters
+    ----------
+    key : dict
+        Everything that the numbers depend on.
+    compute : function
+        Returns a dictionary of numbers, lists, strings and such dictionaries.
+    """
+    _, path = _cache_file(key, "numbers", ".json")
+    if path.exists():
+        print(f"these numbers were computed before: {path}")
+        return json.loads(path.read_text())
+    numbers = _plain(compute())
     try:
-        save_weights(path, model)
+        _write(path, json.dumps(numbers).encode(), quiet=True)
     except OSError as error:
-        print(f"the trained network could not be kept: {error}", file=sys.stderr)
-    return model
+        print(f"the numbers could not be kept: {error}", file=sys.stderr)
+    return numbers
+
+
+def _cache_file(key: dict, folder: str, suffix: str) -> tuple[str, Path]:
+    """The key as text, and the file that belongs to it."""
+    text = json.dumps({**key, "tinyadv": tinyadv.__version__}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return text, tinyadv.data.cache_folder() / folder / (digest + suffix)
 
 
 RMSPROP = {"lr": 0.001, "rho": 0.9, "epsilon": 1e-7}  # Keras's defaults
@@ -334,7 +368,7 @@ def robust_cnn(args, data: tinyadv.data.Dataset, seed: int | None = None):
 
     Each step of the training first attacks its batch, with a random start and 5 steps of ε/2. From
     0, ε grows to ``EPSILON`` in the first epoch, or the two first: a network that meets the whole ε
-    at once may never begin to learn. Lesson 07 has it in full.
+    at once may never begin to learn. Lesson 07 writes it out.
 
     Parameters
     ----------
@@ -345,20 +379,13 @@ def robust_cnn(args, data: tinyadv.data.Dataset, seed: int | None = None):
     epsilon, steps = EPSILON[data.name], 5
     epochs, warm_up = 2 if args.quick else 6, 1 if data.name == "mnist" else 2
     lr = [(0, 0.0005), (0.4 * epochs, 0.005), (epochs, 0.0001)]
-    steps_up = warm_up * math.ceil(len(data.x_train) / BATCH)
 
     def train(model):
-        rng = np.random.default_rng(seed)
-        done = itertools.count()
-
-        def perturb(model, x, y):
-            ball = Linf(epsilon * min(1, next(done) / steps_up))
-            return attacks.pgd(model, x, y, ball=ball, steps=steps, rng=rng)
-
+        adversary = defenses.MinMax(Linf(epsilon), steps=steps, warm_up=warm_up, rng=seed)
         adam = tinyadv.optim.Adam(model.parameters(), lr=0.005)
         schedule = tinyadv.optim.piecewise_linear(lr)
         tinyadv.fit(
-            model, data, adam, epochs, perturb, batch_size=BATCH, schedule=schedule, rng=seed
+            model, data, adam, epochs, adversary, batch_size=BATCH, schedule=schedule, rng=seed
         )
 
     key = {
@@ -375,3 +402,130 @@ def robust_cnn(args, data: tinyadv.data.Dataset, seed: int | None = None):
         "backend": args.backend,
     }
     return cached_model(key, lambda: tinyadv.models.slides_cnn(seed).to(args.backend), train)
+
+
+# How the networks of lessons 07 and 12 are trained. Plain data, so that a key can name all of it:
+#     network    a name in tinyadv.models, and its options
+#     defence    a name in tinyadv.defenses, and its options; ε is that of EPSILON
+#     shift      images are moved by up to so many pixels at random
+#     lr         the highest learning rate of Adam: it rises for the first 30 % of the epochs
+RECIPES = {
+    "natural": {"network": ["fast_cnn", {}], "defence": None, "epochs": 4},
+    "gradient penalty": {
+        "network": ["fast_cnn", {}],
+        "defence": ["GradientPenalty", {"weight": 0.3}],
+        "epochs": 4,
+    },
+    "fast": {"network": ["fast_cnn", {}], "defence": ["Fast", {"warm_up": 1.5}], "epochs": 6},
+    "PGD": {
+        "network": ["fast_cnn", {}],
+        "defence": ["MinMax", {"warm_up": 1.5, "steps": 4}],
+        "epochs": 6,
+    },
+    "TRADES": {
+        "network": ["fast_cnn", {}],
+        "defence": ["Trades", {"warm_up": 1.5, "steps": 4, "beta": 3.0}],
+        "epochs": 5,
+    },
+    "interval bounds": {
+        "network": ["fast_cnn", {"init": "interval_normal"}],
+        "defence": ["IntervalBound", {"ramp": [0.5, 5]}],
+        "epochs": 8,
+        "lr": 0.003,
+    },
+}
+# The networks with MinMax and Trades are trained with a little more than they are judged by.
+LARGE = ["fast_cnn", {"width": 2, "hidden": 512}]
+MNIST_RECIPES = {
+    "natural": {"network": ["fast_cnn", {}], "defence": None, "epochs": 5},
+    "gradient penalty": {
+        "network": ["fast_cnn", {}],
+        "defence": ["GradientPenalty", {"weight": 0.2, "norm": 1, "warm_up": 1.0}],
+        "epochs": 10,
+    },
+    "fast": {"network": ["fast_cnn", {}], "defence": ["Fast", {}], "epochs": 10, "lr": 0.005},
+    "PGD": {
+        "network": LARGE,
+        "defence": ["MinMax", {"steps": 7, "warm_up": 1.5}],
+        "epochs": 12,
+        "shift": 1,
+        "epsilon": 0.33,
+    },
+    "TRADES": {
+        "network": LARGE,
+        "defence": ["Trades", {"steps": 7, "warm_up": 1.5, "beta": 3.0}],
+        "epochs": 10,
+        "shift": 1,
+        "epsilon": 0.33,
+    },
+    "interval bounds": {
+        "network": ["interval_cnn", {}],
+        "defence": ["IntervalBound", {"ramp": [1, 10]}],
+        "epochs": 50,
+        "lr": 0.003,
+        "shift": 1,
+        "epsilon": 0.32,
+    },
+}
+
+
+def recipes(args, data: tinyadv.data.Dataset) -> dict[str, dict]:
+    """Name → recipe, with all that the weights depend on but the seed."""
+    chosen = MNIST_RECIPES if data.name == "mnist" else RECIPES
+    shared = {
+        "lr": 0.002, "batch_size": 100, "epsilon": EPSILON[data.name], "data": data.name,
+        "images": len(data.x_train), "backend": args.backend,
+    }  # fmt: skip
+    quick = {"epochs": 2} if args.quick else {}
+    return {name: {**shared, **recipe, **quick} for name, recipe in chosen.items()}
+
+
+def defended(args, data: tinyadv.data.Dataset, name: str, seed: int | None = None):
+    """A network trained by one of the recipes, once, and then kept.
+
+    Parameters
+    ----------
+    name : str
+        Of the recipe.
+    seed : int, optional
+        Of the weights, the shuffling and the attacks; by default ``--seed``.
+
+    Returns
+    -------
+    model, seconds
+        As from :func:`cached_model` with ``seconds=True``.
+    """
+    seed = args.seed if seed is None else seed
+    recipe = recipes(args, data)[name]
+    (network, sizes), epochs, top = recipe["network"], recipe["epochs"], recipe["lr"]
+    lr = [(0, top / 10), (0.3 * epochs, top), (epochs, top / 100)]
+
+    def train(model):
+        adam = tinyadv.optim.Adam(model.parameters(), lr=top)
+        tinyadv.fit(
+            model, data, adam, epochs, **plugged(recipe, seed), batch_size=recipe["batch_size"],
+            schedule=tinyadv.optim.piecewise_linear(lr), rng=seed,
+            augment=tinyadv.data.random_shift(recipe["shift"]) if "shift" in recipe else None,
+        )  # fmt: skip
+
+    build = getattr(tinyadv.models, network)
+    return cached_model(
+        {**recipe, "seed": seed}, lambda: build(seed, **sizes).to(args.backend), train, seconds=True
+    )
+
+
+def plugged(recipe: dict, seed: int) -> dict:
+    """What a recipe's defence is to ``fit``: an argument of it, or none."""
+    if recipe["defence"] is None:
+        return {}
+    name, options = recipe["defence"]
+    defence, epsilon = getattr(defenses, name), recipe["epsilon"]
+    if name == "GradientPenalty":
+        return {"objective": defence(**options)}
+    if name == "IntervalBound":
+        attack = options.get("attack")
+        if attack is not None:
+            options = {**options, "attack": defenses.MinMax(Linf(epsilon), rng=seed, **attack)}
+        return {"objective": defence(epsilon, **options)}
+    role = "objective" if name == "Trades" else "perturb"
+    return {role: defence(Linf(epsilon), rng=seed, **options)}

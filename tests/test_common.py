@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,3 +122,33 @@ def test_the_cnn_of_lesson_02_comes_back_bit_by_bit(cache, monkeypatch):
     for name, weights in first.items():
         np.testing.assert_array_equal(weights, second[name])
         assert not np.array_equal(weights, fresh[name])
+
+
+def test_numbers_are_computed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYADV_CACHE", str(tmp_path))
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"share": np.float32(0.5), "rows": np.arange(3)}
+
+    first = common.cached_numbers({"what": 1}, compute)
+    assert first == common.cached_numbers({"what": 1}, compute)
+    assert first == {"share": 0.5, "rows": [0, 1, 2]} and len(calls) == 1
+    common.cached_numbers({"what": 2}, compute)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", common.RECIPES)
+def test_every_recipe_can_be_followed(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYADV_CACHE", str(tmp_path))
+    images = np.random.default_rng(0).random((20, 1, 28, 28), np.float32)
+    labels = np.arange(20) % 10
+    for data_name in ("glyphs", "mnist"):
+        data = Dataset(data_name, images, labels, images, labels, classes=tuple("0123456789"))
+        args = SimpleNamespace(seed=0, quick=True, backend="numpy")
+        model, first = common.defended(args, data, name)
+        again, seconds = common.defended(args, data, name)
+        assert seconds == first and seconds["wall"] > 0 and seconds["cpu"] >= 0
+        for a, b in zip(model.parameters(), again.parameters(), strict=True):
+            np.testing.assert_array_equal(a.value, b.value)

@@ -339,13 +339,36 @@ def test_the_number_of_cores_changes_no_bit(monkeypatch):
 @every_ball
 def test_fast_is_one_step_of_five_quarters(xp, ball):
     model, (x, y) = cnn(xp), batch(xp, 20, np.float32)
+
+    def one_step(rng, step_size, loss=cross_entropy):
+        u = ball.random(xp.full_like(x, 0.5), rng)  # the image may be left, [0, 1] as well
+        images = Tensor(x + u)
+        (g,) = grad(loss(model(images), y, reduction="sum"), [images])
+        return x + ball.project(u + step_size * ball.steepest(g), -x, 1 - x)
+
     fast, rng = Fast(ball, rng=3), np.random.default_rng(3)
     for _ in range(2):
-        expected = fgsm(model, x, y, ball=ball, random_start=True, rng=rng)
-        same(to_numpy(fast(model, x, y)), to_numpy(expected))
+        expected = one_step(rng, 1.25 * ball.epsilon)
+        x_adv = fast(model, x, y)
+        np.testing.assert_allclose(to_numpy(x_adv), to_numpy(expected), rtol=1e-4, atol=1e-5)
+        assert float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
     fast = Fast(ball, step_size=0.05, loss=margin, rng=3)
-    expected = pgd(model, x, y, ball=ball, steps=1, step_size=0.05, loss=margin, rng=3)
-    same(to_numpy(fast(model, x, y)), to_numpy(expected))
+    expected = one_step(np.random.default_rng(3), 0.05, margin)
+    np.testing.assert_allclose(
+        to_numpy(fast(model, x, y)), to_numpy(expected), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_fast_starts_outside_the_box_as_well():
+    seen = []
+
+    def model(x):
+        seen.append(x.value.min() if isinstance(x, Tensor) else x.min())
+        return ops.reshape(x, (-1, 16))[:, :3]
+
+    x, y = np.zeros((5, 1, 4, 4), np.float32), np.arange(5) % 3
+    Fast(Linf(0.3))(model, x, y)
+    assert min(seen) < -0.1  # a black pixel, and less
 
 
 class Hidden(Module):
@@ -1094,3 +1117,17 @@ def test_free_goes_together_with_a_penalty_and_not_with_what_attacks():
     for objective in (Trades(Linf(0.1)), IntervalBound(0.1)):
         with pytest.raises(TypeError, match="does not go together with Free"):
             objective(model, images, y)
+
+
+def test_the_weight_of_the_penalty_grows():
+    model = models.mlp((16, 8, 3), rng=3)
+    x, y = np.random.default_rng(0).random((6, 1, 4, 4), np.float32), np.arange(6) % 3
+    growing, full = GradientPenalty(0.4, warm_up=2), GradientPenalty(0.4)
+    losses = []
+    for epoch in (0, 1, 2, 3):
+        growing.at(epoch)
+        losses.append(float(growing(model, x, y)[0].value))
+    plain, penalised = (float(part(model, x, y)[0].value) for part in (GradientPenalty(0), full))
+    expected = [plain, (plain + penalised) / 2, penalised, penalised]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    assert penalised > plain

@@ -956,3 +956,8 @@ def test_ctrl_c_from_outside(tmp_path):
     message = rf"KeyboardInterrupt: stopped .* epoch \d: state saved in {re.escape(str(path))}"
     assert re.search(message, errors)
     assert_finished(tmp_path)
+
+
+def test_an_objective_in_the_place_of_perturb_is_named():
+    with pytest.raises(TypeError, match="goes into objective="):
+        quick_fit(mlp(), 1, cross_entropy_objective)

@@ -14,6 +14,7 @@ balls        the perturbations that an attack may choose from
 attacks      images that look the same to us, and that the network misreads
 verify       what no perturbation can do: proofs instead of attacks
 defenses     what is plugged into the loop, so that the network becomes hard to fool
+checks       whether it is, or its gradient is masked; broken: two defences that were not
 viz          what to look at: grids of images, perturbations, landscapes (not imported from here)
 backend      NumPy or CuPy: whose functions to call; threads: how several cores share a batch
 """
@@ -22,7 +23,9 @@ from tinyadv import (
     attacks,
     backend,
     balls,
+    broken,
     checkpoint,
+    checks,
     conv,
     data,
     defenses,
@@ -44,8 +47,10 @@ __all__ = [
     "attacks",
     "backend",
     "balls",
+    "broken",
     "check_grads",
     "checkpoint",
+    "checks",
     "conv",
     "data",
     "defenses",

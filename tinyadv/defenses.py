@@ -79,7 +79,7 @@ class _Part:
         return dataclasses.replace(ball, epsilon=self.share * ball.epsilon if self.share else 0.0)
 
     def _look_once(self, model, x, y) -> None:
-        """At every batch this would stop a GPU each time."""
+        """Check the first batch only: a look at each would stop a GPU every time."""
         if isinstance(x, Tensor):
             raise TypeError(
                 f"{type(self).__name__} needs images as an array and got a tensor: it does not go "
@@ -104,8 +104,9 @@ class MinMax(_Part):
     """Madry's adversarial training: each step learns from PGD's examples instead of the images.
 
     x′ = argmax of L(f(x′), y) over the ball, by ``steps`` steps of PGD from a random start. By
-    Danskin's theorem the gradient of L at x′ for the weights, with x′ held fixed, is the gradient
-    of the inner maximum, so no more is needed. The labels stay the true ones.
+    Danskin's theorem the gradient of L at the maximiser for the weights, with it held fixed, is the
+    gradient of the inner maximum; PGD's x′ stands in for the maximiser. The labels stay the true
+    ones.
 
     Madry et al. (2018), "Towards deep learning models resistant to adversarial attacks", equation
     2.1.
@@ -134,7 +135,8 @@ class MinMax(_Part):
     >>> from tinyadv import data, fit, models, optim
     >>> model = models.slides_cnn()
     >>> adam = optim.Adam(model.parameters())
-    >>> history = fit(model, data.load("glyphs"), adam, 0, MinMax(Linf(0.2), steps=5))
+    >>> adversary = MinMax(Linf(0.2), steps=5, warm_up=2)
+    >>> history = fit(model, data.load("glyphs"), adam, epochs=0, perturb=adversary)  # more, in use
     """
 
     def __init__(
@@ -157,6 +159,9 @@ class MinMax(_Part):
         """x′: (N, …) -> (N, …)."""
         return self._climb(model, x, y, self.steps, self.step_size)
 
+    def _start(self, x):
+        return self._scaled(self.ball).random(x, self.rng)
+
     def _climb(self, model, x, y, steps, step_size):
         self._look_once(model, x, y)
         ball = self._scaled(self.ball)
@@ -167,21 +172,26 @@ class MinMax(_Part):
                 loss=self.loss,
             )  # fmt: skip
 
-        return by_pieces(run, x, y, ball.random(x, self.rng))
+        return by_pieces(run, x, y, self._start(x))
 
 
 class Fast(MinMax):
-    """Adversarial training with a single step, as cheap as two ordinary epochs, and watched.
+    """Adversarial training with a single step: an epoch costs two ordinary ones. And a watch.
 
-    x′ = x + project(u + 1.25 ε sign(∇L)), u random in the ball. Wong, Rice & Kolter (2020), "Fast
-    is better than free: revisiting adversarial training", algorithm 3.
+    x′ = x + project(u + 1.25 ε sign(∇L at x + u)), u random in the ball. Wong, Rice & Kolter
+    (2020), "Fast is better than free: revisiting adversarial training", algorithm 3.
+
+    x + u may leave [0, 1], as in the paper. It matters: a black pixel that had to start between 0
+    and ε would always end at 0 or at ε after a step of 1.25 ε, and the network would learn those
+    two values by heart.
 
     A network may learn to be right exactly where a single step ends and nowhere else: accuracy
     under FGSM goes up while that under PGD falls to 0, within a few hundred steps (catastrophic
     overfitting). With ``watch``, some images that are not trained on are attacked both ways now and
-    then. When PGD's accuracy falls ``gap`` below FGSM's, training goes on with
-    ``rescue_steps`` steps of PGD until it is back, as in Li et al. (2020), "Towards understanding
-    fast adversarial training".
+    then, with the training's own single step and with 10 steps of PGD. When PGD's accuracy falls
+    ``gap`` below the other, training goes on with ``rescue_steps`` steps of PGD until it is back:
+    after Li et al. (2020), "Towards understanding fast adversarial training", who look at a drop of
+    PGD's accuracy.
 
     Parameters
     ----------
@@ -202,7 +212,7 @@ class Fast(MinMax):
 
     Attributes
     ----------
-    looks : list of (step, FGSM accuracy, PGD accuracy)
+    looks : list of (step, accuracy under the single step, accuracy under PGD)
     overfitted : bool
         Whether the last look found it so.
 
@@ -243,6 +253,10 @@ class Fast(MinMax):
             return super().__call__(model, x, y)
         step_size = _step_size(None, self.ball, self.rescue_steps)
         return self._climb(model, x, y, self.rescue_steps, step_size)
+
+    def _start(self, x):
+        grey = array_module(x).full_like(x, 0.5)  # where 0 and 1 are far away
+        return super()._start(grey)
 
     def _look(self, model):
         xp = array_module(model.parameters()[0].value)
@@ -391,7 +405,7 @@ class Trades(_Part):
     ball, steps, step_size, warm_up, rng
         As for :class:`MinMax`.
     beta : float
-        The paper's is 1 for MNIST, 6 for CIFAR-10.
+        The authors' code has 1 for MNIST and 6 for CIFAR-10.
     start : float
         Standard deviation of the random start, in pixel values 0–1.
     """
@@ -430,6 +444,7 @@ class Trades(_Part):
         start = ball.project(xp.asarray(noise), -x, 1 - x)
 
         def run(x, p, start):
+            # -Σ p log p(x′) is the divergence but for the entropy of p, which x′ does not change.
             return climb(
                 model, x, p, None, start, ball=ball, step_size=self.share * self.step_size,
                 steps=self.steps, loss=soft_cross_entropy,
@@ -444,7 +459,7 @@ def kl(logits, other_logits):
     return ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=1))
 
 
-class GradientPenalty:
+class GradientPenalty(_Part):
     """The loss, and the size of its own gradient for the pixels: L + λ · E‖∂L/∂x‖.
 
     To lower the second term, ∂/∂θ of ∂L/∂x is needed: the gradient of a gradient. Drucker & LeCun
@@ -459,9 +474,12 @@ class GradientPenalty:
         λ.
     norm : {2, 1}
         ``2`` takes ‖·‖₂², and ``1`` takes ‖·‖₁.
+    warm_up : float
+        Epochs in which λ grows from 0: a new network could shrink all gradients by ignoring x.
     """
 
-    def __init__(self, weight: float, *, norm: int = 2):
+    def __init__(self, weight: float, *, norm: int = 2, warm_up: float = 0.0):
+        super().__init__(warm_up=warm_up)
         check_numbers(weight=weight)
         if norm not in (1, 2):
             raise ValueError(f"norm must be 2 (for ‖·‖₂²) or 1, got {norm!r}")
@@ -475,7 +493,7 @@ class GradientPenalty:
         # Each image's gradient of its own loss, which has a share of 1/N in the mean.
         (g,) = grad(len(y) * loss, [image], create_graph=True)  # (N, …)
         size = ops.sum(g * g if self.norm == 2 else ops.abs(g)) / len(y)
-        return loss + self.weight * size, logits
+        return loss + self.share * self.weight * size, logits
 
 
 class IntervalBound(_Part):
@@ -499,8 +517,9 @@ class IntervalBound(_Part):
         The share of the ordinary loss at the end.
     attack : callable, optional
         ``attack(model, x, y) -> x′`` such as :class:`MinMax`: the first term then is CE(f(x′), y),
-        a lower bound on the inner maximum beside the upper one. De Palma et al. (2024), "Expressive
-        losses for verified robustness via convex combinations" (MTL-IBP).
+        a lower bound on the inner maximum beside the upper one, if its ε and warm-up go with these.
+        De Palma et al. (2024), "Expressive losses for verified robustness via convex combinations"
+        (MTL-IBP).
     """
 
     def __init__(

@@ -44,9 +44,9 @@ def interval_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) 
     """Normal with standard deviation √(2π) / fan_in, which keeps the width of interval bounds.
 
     An interval of radius r becomes one of radius Σ|w| r, for bounds add up what values average out.
-    With E|w| = 2 / fan_in, that is 2 r, and a ReLU halves it again on the average. Other
-    initialisations let bounds grow by √fan_in in each layer. Shi et al. (2021), "Fast certified
-    robust training with short warmup", section 3.2.
+    With E|w| = 2 / fan_in, that is 2 r, and a ReLU halves it again on the average. Under other
+    initialisations it grows with √fan_in in each layer. Shi et al. (2021), "Fast certified robust
+    training with short warmup".
     """
     return rng.standard_normal(shape) * np.sqrt(2 * np.pi) / fan_in
 

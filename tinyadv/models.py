@@ -57,8 +57,8 @@ def fast_cnn(rng=0, *, width: int = 1, hidden: int = 100, init: str = "he_normal
 def interval_cnn(rng=0, *, init: str = "interval_normal") -> Sequential:
     """The small network of Gowal et al. (2018), who train on interval bounds: 329,606 parameters.
 
-    For 28×28 grey images. Unlike the others it begins with weights that are small enough for the
-    bounds of a new network to be of use.
+    For 28×28 grey images. Unlike theirs it begins with weights for which the bounds of a new
+    network are of use, those of Shi et al. (2021).
     """
     how = {"rng": np.random.default_rng(rng), "init": init}
     return Sequential(

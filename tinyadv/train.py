@@ -150,8 +150,8 @@ def fit(
     Raises
     ------
     TypeError
-        If ``data`` is no data set, ``schedule`` no function, or ``objective`` returns something
-        else than two tensors.
+        If ``data`` is no data set, ``schedule`` no function, ``perturb`` returns no images, or
+        ``objective`` something else than two tensors.
     ValueError
         If an argument makes no sense, or the checkpoint belongs to other settings or to another
         network. Nothing is changed then.
@@ -220,7 +220,7 @@ def fit(
                         images = augment(images, run.rng)
                 x = images
                 if perturb is not None:
-                    x = perturb(model, x, y)
+                    x = _images(perturb(model, x, y))
                 loss, logits = _two_tensors(objective(model, x, y))
                 if isinstance(x, Tensor):
                     *gradients, g = grad(loss, [*parameters, x])
@@ -278,6 +278,16 @@ def _check_data(data: Dataset, validate: bool) -> None:
             raise ValueError(
                 f"fit needs {kind} images and a label for each, got {len(x)} and {len(y)}{hint}"
             )
+
+
+def _images(result):
+    """What ``perturb`` returned, if it is what it should."""
+    if not hasattr(result, "shape"):
+        raise TypeError(
+            f"perturb must return images, got {type(result).__name__}: what returns (loss, logits) "
+            "goes into objective="
+        )
+    return result
 
 
 def _two_tensors(result) -> tuple[Tensor, Tensor]:
