@@ -184,6 +184,10 @@ def test_initial_weights(make, fan_in, fan_out):
     assert abs(w.mean()) < 0.03 and w.var() == pytest.approx(1 / 3, rel=0.05)
     assert -1 <= w.min() < -0.999 and 0.999 < w.max() <= 1
 
+    w = make(init="fan_in_uniform", rng=1).weight.value * np.sqrt(fan_in)
+    assert abs(w.mean()) < 0.03 and w.var() == pytest.approx(1 / 3, rel=0.05)
+    assert -1 <= w.min() < -0.999 and 0.999 < w.max() <= 1
+
     # Bounds are to keep their width: the absolute weights of a neuron add up to 2.
     interval = make(init="interval_normal", rng=1).weight.value
     assert abs(interval).reshape(len(interval), -1).sum(1).mean() == pytest.approx(2, rel=0.03)

@@ -181,9 +181,8 @@ class Fast(MinMax):
     x′ = x + project(u + 1.25 ε sign(∇L at x + u)), u random in the ball. Wong, Rice & Kolter
     (2020), "Fast is better than free: revisiting adversarial training", algorithm 3.
 
-    x + u may leave [0, 1], as in the paper. It matters: a black pixel that had to start between 0
-    and ε would always end at 0 or at ε after a step of 1.25 ε, and the network would learn those
-    two values by heart.
+    x + u may leave [0, 1], as in the paper, and x′ may not. A black pixel that had to start between
+    0 and ε would always be at one of the two after a step of 1.25 ε.
 
     A network may learn to be right exactly where a single step ends and nowhere else: accuracy
     under FGSM goes up while that under PGD falls to 0, within a few hundred steps (catastrophic

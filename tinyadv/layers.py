@@ -40,6 +40,12 @@ def glorot_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -
     return rng.uniform(-limit, limit, shape)
 
 
+def fan_in_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
+    """Uniform between ±1 / √fan_in, a sixth of He's variance: what PyTorch uses by default."""
+    limit = 1 / np.sqrt(fan_in)
+    return rng.uniform(-limit, limit, shape)
+
+
 def interval_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
     """Normal with standard deviation √(2π) / fan_in, which keeps the width of interval bounds.
 
@@ -54,6 +60,7 @@ def interval_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) 
 INITIALISERS = {
     "he_normal": he_normal,
     "glorot_uniform": glorot_uniform,
+    "fan_in_uniform": fan_in_uniform,
     "interval_normal": interval_normal,
 }
 
@@ -227,7 +234,7 @@ class Conv2d(Module):
     kernel_size, stride, padding : int or (int, int)
         In pixels; see :func:`tinyadv.conv.conv2d`.
     bias : bool
-    init : {"he_normal", "glorot_uniform", "interval_normal"}
+    init : {"he_normal", "glorot_uniform", "fan_in_uniform", "interval_normal"}
     rng : numpy.random.Generator or int
     """
 
