@@ -455,9 +455,10 @@ for at, line, style, colour, label in (
     (steps, full, "-", common.ORANGE, "PGD"),
     (rescued_steps, rescued_full, "--", common.ORANGE, "PGD, rescued"),
 ):
-    ax.plot(at, 100 * line, style, color=colour)
-    ax.text(at[-1] + 8, 100 * line[-1], label, color=colour, va="center", fontsize=10)
-ax.set(ylim=(0, 100), xlim=(0, 1.45 * steps[-1]), xlabel="step of training")
+    ax.plot(at, 100 * line, style, color=colour, label=label)
+ax.legend(loc="lower center", bbox_to_anchor=(0.5, -0.02), fontsize=10)
+ax.set(ylim=(-95, 100), yticks=(0, 50, 100), xlabel="step of training")
+ax.spines["left"].set_bounds(0, 100)
 ax.set_title("% right, trained on single steps")
 
 rows = 1 + len(faces)

@@ -260,7 +260,7 @@ def cached_model(key: dict, build: Callable, train: Callable, *, seconds: bool =
     build : function
         Returns the network, not trained.
     train : function
-        Trains the network that it is given, in place.
+        Trains the network that it is given, in place. It may return such seconds as below.
     seconds : bool
         Return also how long the training took when it ran: ``(model, {"wall": …, "cpu": …})``,
         the latter added up over the cores.
@@ -277,8 +277,9 @@ def cached_model(key: dict, build: Callable, train: Callable, *, seconds: bool =
         print(f"{error}; it is trained again", file=sys.stderr)
     if took is None:
         wall, cpu = time.perf_counter(), time.process_time()
-        train(model)
+        known = train(model)
         took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        took |= known if isinstance(known, dict) else {}
         try:
             save_state(path, {"weights": model.state_dict(), "seconds": took})
         except OSError as error:
@@ -457,6 +458,13 @@ MNIST_RECIPES = {
         "shift": 1,
         "epsilon": 0.33,
     },
+    "PGD, longer": {
+        "network": LARGE,
+        "defence": ["MinMax", {"steps": 10, "warm_up": 3.0}],
+        "epochs": 20,
+        "shift": 1,
+        "epsilon": 0.36,
+    },
     "TRADES": {
         "network": LARGE,
         "defence": ["Trades", {"steps": 7, "warm_up": 1.5, "beta": 3.0}],
@@ -507,18 +515,22 @@ def defended(args, data: tinyadv.data.Dataset, name: str, seed: int | None = Non
     points = lr if isinstance(lr, list) else [(0, lr / 10), (0.3, lr), (1, lr / 100)]
     schedule = tinyadv.optim.piecewise_linear([(share * epochs, at) for share, at in points])
 
+    key = {**recipe, "seed": seed}
+    _, state = _cache_file(key, "training", ".npz")  # an interrupted training goes on from it
+
     def train(model):
+        unknown = {"cpu": math.nan} if state.exists() else {}
         adam = tinyadv.optim.Adam(model.parameters())
-        tinyadv.fit(
+        history = tinyadv.fit(
             model, data, adam, epochs, **plugged(recipe, seed), batch_size=recipe["batch_size"],
-            schedule=schedule, rng=seed,
+            schedule=schedule, rng=seed, checkpoint=state, resume=True,
             augment=tinyadv.data.random_shift(recipe["shift"]) if "shift" in recipe else None,
         )  # fmt: skip
+        state.unlink(missing_ok=True)
+        return {"wall": sum(history.seconds), **unknown}
 
     build = getattr(tinyadv.models, network)
-    return cached_model(
-        {**recipe, "seed": seed}, lambda: build(seed, **sizes).to(args.backend), train, seconds=True
-    )
+    return cached_model(key, lambda: build(seed, **sizes).to(args.backend), train, seconds=True)
 
 
 def plugged(recipe: dict, seed: int) -> dict:
