@@ -44,6 +44,17 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
+def training_table() -> str:
+    """Steps of adversarial training, from the same file: milliseconds and ratios."""
+    found = json.loads((ROOT / "tests" / "benchmarks" / "speed.json").read_text())["defenses"]
+    lines = ["| | | tinyadv, ms | PyTorch, ms | ratio |", "|---" * 5 + "|"]
+    for key, numbers in found.items():
+        net, task = key.split(": ")
+        times = [f"{numbers[name]:.1f}" for name in ("tinyadv", "torch")]
+        lines.append(f"| `{net}` | {task} | {' | '.join(times)} | {numbers['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def found_table() -> str:
     """What the attacks of lesson 06 find on MNIST, from its results file."""
     file = ROOT / "lessons" / "results" / "06_the_inner_maximisation-mnist-full.json"
@@ -69,7 +80,7 @@ def attacks_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = [mnist_table, found_table, speed_table, attacks_table]
+TABLES = [mnist_table, found_table, speed_table, training_table, attacks_table]
 
 
 def test_the_code_runs_as_printed():
