@@ -66,7 +66,8 @@ EPOCHS = 3 if args.quick else 10 if args.full else 5  # passes over them
 BATCH = 128  # images in a step
 LR = [(0, 0.0005), (0.4 * EPOCHS, 0.005), (EPOCHS, 0.0001)]  # Adam's learning rate, over epochs
 EPSILON = 0.1  # at which the networks are compared, and the adversary's in min-max training
-WEAK, STRONG = 1.0, 2.0 if args.quick else 10.0 if args.full else 3.0  # λ of ‖g‖₂²
+WEAK, STRONG = 1.0, 2.0 if args.quick else 8.0 if args.full else 3.0  # λ of ‖g‖₂²
+ABSOLUTE = 0.2 if args.full else EPSILON  # λ of ‖g‖₁
 WARM_UP = 1.0  # epochs in which λ, or ε, grows from 0
 RADII = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # ε of the curves
 if args.quick:
@@ -271,7 +272,7 @@ OBJECTIVES = {
     "natural": {},
     f"λ = {WEAK:g}": penalty(WEAK),
     f"λ = {STRONG:g}": penalty(STRONG),
-    f"‖g‖₁, λ = {EPSILON:g}": penalty(EPSILON, norm=1),
+    f"‖g‖₁, λ = {ABSOLUTE:g}": penalty(ABSOLUTE, norm=1),
     f"smooth, λ = {STRONG:g}": penalty(STRONG),
     "min-max": {"perturb": defenses.MinMax(Linf(EPSILON), steps=5, warm_up=WARM_UP, rng=args.seed)},
 }

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinyadv import models
-from tinyadv.data import NAMES, Dataset
+from tinyadv import attacks, evaluate, models
+from tinyadv.balls import Linf
+from tinyadv.data import NAMES, DataError, Dataset, load
 
 sys.path.append(str(Path(__file__).parents[1] / "lessons"))
 common = pytest.importorskip("common")
+judge = pytest.importorskip("judge")
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +154,92 @@ def test_every_recipe_can_be_followed(name, tmp_path, monkeypatch):
         assert seconds == first and seconds["wall"] > 0 and seconds["cpu"] >= 0
         for a, b in zip(model.parameters(), again.parameters(), strict=True):
             np.testing.assert_array_equal(a.value, b.value)
+
+
+# ---- weights that are kept, and networks that are judged -----------------------------------------
+
+
+def test_the_kept_weights_are_those_of_the_recipe():
+    file = common.WEIGHTS
+    assert file.stat().st_size < 4_000_000
+    state = common.load_state(file)
+    assert state["network"] == common.MNIST_RECIPES[common.HEADLINE]["network"]
+    assert {array.dtype for array in state["weights"].values()} == {np.dtype(np.float16)}
+    model = common.kept_weights(SimpleNamespace(backend="numpy"))
+    for name, array in model.state_dict().items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, state["weights"][name].astype(np.float32))
+
+
+def test_weights_are_kept_rounded_to_half_precision(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "WEIGHTS", tmp_path / "folder" / "weights.npz")
+    args = SimpleNamespace(backend="numpy")
+    with pytest.raises(SystemExit, match="2"):
+        common.kept_weights(args)
+    assert "there is no file" in capsys.readouterr().err
+    model = models.fast_cnn(5, hidden=20)
+    common.keep_weights(model, ["fast_cnn", {"hidden": 20}])
+    kept = common.kept_weights(args)
+    for a, b in zip(model.parameters(), kept.parameters(), strict=True):
+        np.testing.assert_array_equal(a.value.astype(np.float16).astype(np.float32), b.value)
+
+
+def test_the_kept_network_is_robust():
+    """What the README says of it, for a few images and a weaker attack."""
+    try:
+        data = load("mnist")
+    except DataError:
+        pytest.skip("MNIST is not here")
+    model = common.kept_weights(SimpleNamespace(backend="numpy"))
+    x, y = data.x_test[:300], data.y_test[:300]
+    assert evaluate.accuracy(model, x, y) > 0.98
+    x_adv = attacks.pgd(model, x, y, ball=Linf(0.3), steps=20)
+    assert 0.9 < evaluate.accuracy(model, x_adv, y) < 0.99
+
+
+def test_judged_counts_what_stands_after_each_attack(cache, monkeypatch, capsys):
+    model = models.mlp((784, 10), 3)
+    rng = np.random.default_rng(0)
+    x = rng.random((30, 1, 28, 28), np.float32)
+    y = evaluate.predict(model, x)
+    y[:3] = (y[:3] + 1) % 10  # misread from the start
+    how = {"starts": 2, "ensemble": {"steps": 3, "targets": 1, "queries": 5}}
+    recipe = {"data": "glyphs", "network": "mlp"}
+    stands = {}
+    for epsilon in (0.0, 0.004, 0.5):  # all, some or none of the images stand
+        monkeypatch.setitem(common.EPSILON, "glyphs", epsilon)
+        stands[epsilon] = judge.judged(recipe, 0, model, x, y, **how)
+    for row in stands.values():
+        shares = [row[column] for column in judge.COLUMNS]
+        assert row["images"] == 30 and shares[0] == 0.9
+        assert shares[:-1] == sorted(shares[:-1], reverse=True) and shares[-1] <= shares[-2]
+    assert stands[0.0]["ensemble"] == stands[0.0]["certified"] == 0.9
+    assert 0 < stands[0.004]["ensemble"] < 0.9
+    assert stands[0.5]["FGSM"] == 0
+    assert 0 < stands[0.004]["certified"]
+    capsys.readouterr()
+    assert judge.judged(recipe, 0, model, x, y, **how) == stands[0.5]
+    assert "computed before" in capsys.readouterr().out
+
+
+def test_parts_of_a_judgement_are_kept_one_by_one(cache, monkeypatch):
+    """A run that is interrupted goes on with the part it was at."""
+    monkeypatch.setattr(judge, "PART", 10)
+    model, how = models.mlp((784, 10), 3), {"starts": 1, "ensemble": {}}
+    x, y = np.zeros((25, 1, 28, 28), np.float32), np.zeros(25, int)
+    seen = []
+
+    def standing(model, x, y, *settings):
+        seen.append(len(x))
+        if len(seen) == 3 and len(x) == 5 and not done:
+            raise KeyboardInterrupt
+        return dict.fromkeys(judge.COLUMNS, 1)
+
+    monkeypatch.setattr(judge, "standing", standing)
+    done = False
+    with pytest.raises(KeyboardInterrupt):
+        judge.judged({"data": "glyphs"}, 0, model, x, y, **how)
+    done = True
+    row = judge.judged({"data": "glyphs"}, 0, model, x, y, **how)
+    assert seen == [10, 10, 5, 5]
+    assert row == {**dict.fromkeys(judge.COLUMNS, 3 / 25), "images": 25}

@@ -184,9 +184,12 @@ def test_initial_weights(make, fan_in, fan_out):
     assert abs(w.mean()) < 0.03 and w.var() == pytest.approx(1 / 3, rel=0.05)
     assert -1 <= w.min() < -0.999 and 0.999 < w.max() <= 1
 
-    w = make(init="fan_in_uniform", rng=1).weight.value * np.sqrt(fan_in)
+    layer = make(init="fan_in_uniform", rng=1)
+    w, b = (p.value * np.sqrt(fan_in) for p in (layer.weight, layer.bias))
     assert abs(w.mean()) < 0.03 and w.var() == pytest.approx(1 / 3, rel=0.05)
     assert -1 <= w.min() < -0.999 and 0.999 < w.max() <= 1
+    assert len(np.unique(b)) == len(b) and -1 <= b.min() < -0.5 and 0.5 < b.max() <= 1
+    assert abs(b - w.reshape(-1)[: len(b)]).max() > 0.1  # not the same numbers again
 
     # Bounds are to keep their width: the absolute weights of a neuron add up to 2.
     interval = make(init="interval_normal", rng=1).weight.value

@@ -41,7 +41,10 @@ def glorot_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -
 
 
 def fan_in_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
-    """Uniform between ±1 / √fan_in, a sixth of He's variance: what PyTorch uses by default."""
+    """Uniform between ±1 / √fan_in, a sixth of He's variance: what PyTorch uses by default.
+
+    The biases are drawn from the same; with the others they begin at 0.
+    """
     limit = 1 / np.sqrt(fan_in)
     return rng.uniform(-limit, limit, shape)
 
@@ -65,13 +68,17 @@ INITIALISERS = {
 }
 
 
-def _initial_weights(rng, shape, init: str) -> Tensor:
+def _initial_weights(rng, shape, init: str, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Weights of this shape, and (with ``bias``) as many biases as there are outputs."""
     if init not in INITIALISERS:
         raise ValueError(f"init must be one of {tuple(INITIALISERS)}, got {init!r}")
     window = int(np.prod(shape[2:]))  # 1 for a dense layer
     fan_in, fan_out = shape[1] * window, shape[0] * window
-    weights = INITIALISERS[init](np.random.default_rng(rng), shape, fan_in, fan_out)
-    return Tensor(weights.astype(np.float32))
+    rng = np.random.default_rng(rng)
+    weights, biases = INITIALISERS[init](rng, shape, fan_in, fan_out), np.zeros(shape[0])
+    if init == "fan_in_uniform":
+        biases = fan_in_uniform(rng, shape[:1], fan_in, fan_out)
+    return Tensor(weights.astype(np.float32)), Tensor(biases.astype(np.float32)) if bias else None
 
 
 # -------------------------------------------------------------------------------------- module
@@ -242,8 +249,8 @@ class Conv2d(Module):
                  bias=True, init="he_normal", rng=0):  # fmt: skip
         kh, kw = conv._pair(kernel_size, "kernel_size", 1)
         conv._pair(stride, "stride", 1), conv._pair(padding, "padding", 0)  # errors here, not later
-        self.weight = _initial_weights(rng, (out_channels, in_channels, kh, kw), init)
-        self.bias = Tensor(np.zeros(out_channels, np.float32)) if bias else None
+        shape = (out_channels, in_channels, kh, kw)
+        self.weight, self.bias = _initial_weights(rng, shape, init, bias)
         self.stride, self.padding = stride, padding
 
     def __call__(self, x):
@@ -261,8 +268,7 @@ class Dense(Module):
     """
 
     def __init__(self, in_features, out_features, *, bias=True, init="he_normal", rng=0):
-        self.weight = _initial_weights(rng, (out_features, in_features), init)
-        self.bias = Tensor(np.zeros(out_features, np.float32)) if bias else None
+        self.weight, self.bias = _initial_weights(rng, (out_features, in_features), init, bias)
 
     def __call__(self, x):
         if x.ndim != 2 or x.shape[1] != self.weight.shape[1]:

@@ -1,0 +1,89 @@
+"""How robust a network is, against one attack after the other: shared by lessons 07 and 12.
+
+An image counts as robust in a column if it is read rightly after every attack of that column and
+of those to its left:
+
+    clean        no attack
+    FGSM         one step of ε from x
+    PGD-40       Madry's: 40 steps of ε/30 from one random start
+    PGD-100      100 steps from many random starts
+    ensemble     AutoAttack's four
+    certified    no attack: interval bounds prove that none succeeds
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import common
+import numpy as np
+
+from tinyadv import attacks, evaluate, to_numpy, verify
+from tinyadv.backend import array_module
+from tinyadv.balls import Linf
+
+COLUMNS = ["clean", "FGSM", "PGD-40", "PGD-100", "ensemble", "certified"]
+PART = 1000  # images that are judged, and kept, at a time: all together it may take hours
+
+
+def judged(recipe: dict, seed: int, model, x, y, *, starts: int, ensemble: dict) -> dict:
+    """Column → share of the images that stand, and ``"images"``, their number.
+
+    Parameters
+    ----------
+    recipe, seed
+        Of the network, one of :func:`common.recipes`; with what is below, the key under which the
+        numbers are kept.
+    model : Module
+    x, y : (N, 1, 28, 28), (N,)
+        The first N test images, and their labels.
+    starts : int
+        Of PGD-100.
+    ensemble : dict
+        What ``auto_attack`` is to do less of than its authors: ``steps``, ``targets``, ``queries``.
+    """
+    epsilon, total = common.EPSILON[recipe["data"]], {}
+    for start in range(0, len(x), PART):
+        stop = min(start + PART, len(x))
+        key = {
+            "judged": recipe, "by": COLUMNS, "images": [start, stop], "epsilon": epsilon,
+            "starts": starts, "ensemble": ensemble, "seed": seed,
+        }  # fmt: skip
+        attacked = partial(
+            standing, model, x[start:stop], y[start:stop], epsilon, seed, starts, ensemble
+        )
+        for column, count in common.cached_numbers(key, attacked).items():
+            total[column] = total.get(column, 0) + count
+    return {column: count / len(x) for column, count in total.items()} | {"images": len(x)}
+
+
+def standing(model, x, y, epsilon, seed, starts, ensemble) -> dict:
+    """Column → how many of the images stand.
+
+    Each attack is given those alone that are left. PGD-40 also tries the certified ones, and must
+    fail; the long attacks need not try them.
+    """
+    xp, ball, step = array_module(x), Linf(epsilon), epsilon / 30  # Madry's 0.01 at 0.3
+    proved = to_numpy(verify.certified(model, x, y, epsilon))
+    stands = to_numpy(evaluate.predict(model, x) == y)
+    counts = {"clean": int(stands.sum())}
+
+    def pgd(steps, start):
+        return partial(attacks.pgd, ball=ball, steps=steps, step_size=step, rng=start)
+
+    columns = {
+        "FGSM": [partial(attacks.fgsm, ball=ball, random_start=False)],
+        "PGD-40": [pgd(40, seed)],
+        "PGD-100": [pgd(100, start) for start in range(starts)],
+        "ensemble": [partial(attacks.auto_attack, ball=ball, rng=seed, **ensemble)],
+    }
+    for column, tried in columns.items():
+        for attack in tried:
+            left = np.flatnonzero(stands if column in ("FGSM", "PGD-40") else stands & ~proved)
+            if len(left):
+                index = xp.asarray(left)
+                x_adv = attack(model, x[index], y[index])
+                stands[left] = to_numpy(evaluate.predict(model, x_adv) == y[index])
+        assert stands[proved].all()  # no attack beats a proof
+        counts[column] = int(stands.sum())
+    return counts | {"certified": int(proved.sum())}
