@@ -407,7 +407,8 @@ def robust_cnn(args, data: tinyadv.data.Dataset, seed: int | None = None):
 
 # How the networks of lessons 07 and 12 are trained. Plain data, so that a key can name all of it:
 #     network    a name in tinyadv.models, and its options
-#     defence    a name in tinyadv.defenses, and its options; ε is that of EPSILON
+#     defence    a name in tinyadv.defenses, and its options; ε is that of EPSILON. watch=N stands
+#                for the last N training images, which are then not trained on
 #     shift      images are moved by up to so many pixels at random
 #     lr         of Adam: (share of the epochs, learning rate) points with straight lines between;
 #                a number is the highest of them, which is then reached after 30 %
@@ -444,9 +445,9 @@ MNIST_RECIPES = {
         "defence": ["GradientPenalty", {"weight": 0.2, "norm": 1, "warm_up": 1.0}],
         "epochs": 10,
     },
-    "fast": {  # as Wong et al. have it
+    "fast": {  # as Wong et al. have it; without the watch, one seed of three ended at 1 % under PGD
         "network": ["fast_cnn", {}],
-        "defence": ["Fast", {}],
+        "defence": ["Fast", {"watch": 250, "every": 50, "gap": 0.07}],
         "epochs": 10,
         "lr": [[0, 0.0], [0.4, 0.005], [1, 0.0]],
     },
@@ -518,8 +519,9 @@ def defended(args, data: tinyadv.data.Dataset, name: str, seed: int | None = Non
     def train(model):
         unknown = {"cpu": math.nan} if state.exists() else {}
         adam = tinyadv.optim.Adam(model.parameters())
+        rest, defence = plugged(recipe, data, seed)
         history = tinyadv.fit(
-            model, data, adam, epochs, **plugged(recipe, seed), batch_size=recipe["batch_size"],
+            model, rest, adam, epochs, **defence, batch_size=recipe["batch_size"],
             schedule=schedule, rng=seed, checkpoint=state, resume=True,
             augment=tinyadv.data.random_shift(recipe["shift"]) if "shift" in recipe else None,
         )  # fmt: skip
@@ -558,18 +560,23 @@ def kept_weights(args):
     return model
 
 
-def plugged(recipe: dict, seed: int) -> dict:
-    """What a recipe's defence is to ``fit``: an argument of it, or none."""
+def plugged(recipe: dict, data: tinyadv.data.Dataset, seed: int) -> tuple:
+    """What to train on, and what a recipe's defence is to ``fit``: an argument of it, or none."""
     if recipe["defence"] is None:
-        return {}
+        return data, {}
     name, options = recipe["defence"]
     defence, epsilon = getattr(defenses, name), recipe["epsilon"]
     if name == "GradientPenalty":
-        return {"objective": defence(**options)}
+        return data, {"objective": defence(**options)}
     if name == "IntervalBound":
         attack = options.get("attack")
         if attack is not None:
             options = {**options, "attack": defenses.MinMax(Linf(epsilon), rng=seed, **attack)}
-        return {"objective": defence(epsilon, **options)}
+        return data, {"objective": defence(epsilon, **options)}
+    if "watch" in options:
+        x, y = data.x_train, data.y_train
+        count = len(x) - min(options["watch"], len(x) // 2)
+        options = {**options, "watch": (x[count:], y[count:])}
+        data = dataclasses.replace(data, x_train=x[:count], y_train=y[:count])
     role = "objective" if name == "Trades" else "perturb"
-    return {role: defence(Linf(epsilon), rng=seed, **options)}
+    return data, {role: defence(Linf(epsilon), rng=seed, **options)}
