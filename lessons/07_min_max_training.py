@@ -23,8 +23,9 @@ gradients".
 
 **Run.** `python lessons/07_min_max_training.py`: a minute and a half on two cores, most of it
 training; the networks are kept, and the next run takes half a minute. On handwritten digits
-`python lessons/07_min_max_training.py --data mnist --full`: hours, nearly all of them for the
-attacks of the table; what is done is kept, so it can be stopped and started again.
+`python lessons/07_min_max_training.py --data mnist --full`: some two and a half hours of one core,
+half for the trainings and half for the attacks of the table; what is done is kept, so it can be
+stopped and started again.
 
 **What to look for.** Robust training is ordinary training and a loop inside. An ε that is there at
 once leaves the loss at ln 10 = 2.30 for as long as we look. A network trained on single steps is
@@ -33,7 +34,8 @@ little, a strong ensemble says more, and a proof is the last word. The gradients
 look like strokes of a pen; those of an ordinary one like noise.
 
 **What was shortened.** By default small networks, a few epochs, 300 test images, two restarts in
-place of 20 and a short ensemble. With `--data mnist --full` everything is as the table says.
+place of 20 and a short ensemble. With `--data mnist --full` the attacks are as the table says, but
+most networks are attacked on 1,000 of the 10,000 test images.
 """
 
 # %% [markdown]
@@ -65,8 +67,9 @@ xp = args.xp  # numpy or cupy
 
 data = common.load_data(args, *((2000, 300) if args.quick else ()))
 EPSILON = common.EPSILON[data.name]
-IMAGES = 60 if args.quick else 1000 if args.full else 300  # test images of the table; and all of
-# them for networks whose images fall at once, or nearly all are certified: the others take hours
+IMAGES = 60 if args.quick else 1000 if args.full else 300  # test images of the table
+# All test images for networks whose images fall at once, or are nearly all certified: others take
+# hours.
 ALL_IMAGES = ("natural", "gradient penalty", "interval bounds") if args.full else ()
 STARTS = 20 if args.full else 2  # of PGD-100
 ENSEMBLE = {} if args.full else {"steps": 20, "targets": 3, "queries": 200}
@@ -265,19 +268,20 @@ for name, gap in (("left alone", 1.0), ("rescued", 0.2)):
 # The fifth starts its inner PGD at a small random distance: at x itself p(x′) = p(x), the
 # divergence has its minimum, and its gradient is exactly 0. The last needs no attack: ẑ are the
 # worst logits that interval arithmetic allows, so L(ẑ, y) is an upper bound on the inner maximum,
-# where every attack gives a lower one. The settings stand in `common.RECIPES`.
+# where every attack gives a lower one. The settings stand in `common.RECIPES`
+# and `MNIST_RECIPES`.
 #
 # For handwritten digits there is a seventh, PGD once more: on a network with ten times the weights,
 # with images moved by up to a pixel, and at an ε of 0.33 to be judged at 0.3. With `--record` its
 # weights are kept beside the lessons, in half precision. All its figures are those of the weights
-# so rounded.
+# so rounded. And the fast training watches itself there, and is rescued if need be.
 
 # %%
 recipes = common.recipes(args, data)
 trained = {name: common.defended(args, data, name) for name in recipes}
 networks = {name: model for name, (model, seconds) in trained.items()}
-if args.record and args.full and data.name == "mnist":
-    common.keep_weights(networks[common.HEADLINE], recipes[common.HEADLINE]["network"])
+if args.record and args.full and data.name == "mnist" and args.seed == 0:
+    common.keep_weights(args, networks[common.HEADLINE], recipes[common.HEADLINE]["network"])
 
 # %% [markdown]
 # ## Who is right, and who asks
@@ -291,7 +295,7 @@ if args.record and args.full and data.name == "mnist":
 #     certified    no attack: the share for which interval bounds prove that none exists
 #
 # What has fallen once has fallen: each attack is given those images alone that still stand, and
-# each column holds all those to its left. The loop over them stands in `judge.py`.
+# an attack's column holds all those to its left. The loop over them stands in `judge.py`.
 
 # %%
 x_test, y_test = xp.asarray(data.x_test), xp.asarray(data.y_test)
@@ -302,8 +306,8 @@ def row_of(name, seed, images):
     """The row of a network in the table, accuracies as shares of the images."""
     model, took = trained[name] if seed == args.seed else common.defended(args, data, name, seed)
     shares = judge.judged(
-        recipes[name], seed, model, x_test[:images], y_test[:images],
-        starts=STARTS, ensemble=ENSEMBLE,
+        model, x_test[:images], y_test[:images], data.name,
+        starts=STARTS, ensemble=ENSEMBLE, seed=seed,
     )  # fmt: skip
     return shares | {"seconds": took["wall"], "cpu_seconds": took["cpu"]}
 
@@ -318,14 +322,14 @@ rows = [
         name,
         *(f"{100 * row[c]:.1f} %" for c in judge.COLUMNS),
         row["images"],
-        f"{row['seconds']:.0f}",
+        f"{row['cpu_seconds']:.0f}",
     ]
     for name, row in result.items()
 ]
 if data.name == "mnist":
     # Their own figures, PGD-100 from 20 starts; and AutoAttack's of Croce & Hein (2020).
     rows.append(["Madry et al.", "98.8 %", "95.6 %", "93.2 %", "89.3 %", "88.5 %", "", 10000, ""])
-print(f"PGD-100 from {STARTS} random starts; seconds of training")
+print(f"PGD-100 from {STARTS} random starts; seconds of training, added up over the cores")
 common.table(rows, ["trained", *judge.COLUMNS, "images", "seconds"])
 
 # %% [markdown]
@@ -350,7 +354,9 @@ else:
 # The gradient of the loss for the pixels, ∂L/∂x, says what would make a digit worse. For a robust
 # network that has to look like a change of the digit: it lies on the strokes and beside them. And
 # training on interval bounds makes the filters of the first layer sparse. One strong weight, or a
-# few, and a bias cut off all that is below a threshold, and so small changes do not add up.
+# few, and a bias cut off all that is below a threshold, and so small changes do not add up. On
+# handwritten digits at ε = 0.3, PGD finds the same: a filter is a single pixel and a threshold, as
+# Madry et al. saw in theirs.
 
 # %%
 shown = [int(np.flatnonzero(to_numpy(y) == digit)[0]) for digit in (2, 3, 5, 7)]
@@ -413,7 +419,7 @@ ax.tick_params(axis="y", length=0)
 ax.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.45, 1.0), handletextpad=0.1,
           columnspacing=1.0)  # fmt: skip
 best = max(result, key=lambda name: result[name]["ensemble"])
-above.suptitle(f"What stands depends on who asks; most stands after training on {best}",
+above.suptitle(f"What stands depends on who asks; most stands after “{best}”",
               x=0.02, ha="left")  # fmt: skip
 ax = below[0]
 for (name, seen), colour in zip(curves.items(), (common.RED, common.BLUE), strict=True):
@@ -475,14 +481,15 @@ natural = result["natural"]
 for name in ("PGD", "TRADES", "interval bounds"):
     print(f"{name}: {100 * result[name]['ensemble']:.1f} % under the ensemble")
 if not args.quick:
-    assert on_strokes["natural"] < on_strokes["PGD"] and numbers["largest_tenth"]["PGD"] < 0.5
-    assert numbers["largest_tenth"]["interval bounds"] > 0.5
+    assert on_strokes["natural"] < on_strokes["PGD"]
+    largest = numbers["largest_tenth"]
+    assert largest["natural"] < 0.5 < largest["interval bounds"]
     assert natural["clean"] > 0.85
     for name in ("PGD", "TRADES", "interval bounds"):
         assert result[name]["ensemble"] > natural["ensemble"] + 0.1
 if not args.quick and data.name != "fashion":  # whose ε is smaller
-    assert abs(stuck["loss"] - np.log(10)) < 0.02 and stuck["logits_differ_by"] < 0.05
-    assert grown["loss"] < 2.0
+    assert abs(stuck["loss"] - np.log(10)) < 0.02 and grown["loss"] < 2.0
+    assert stuck["logits_differ_by"] < 0.1 * grown["logits_differ_by"]
     assert alone["one_step"] - alone["PGD"] > 0.15 > 0 < rescued["PGD"] - alone["PGD"]
     assert natural["PGD-40"] < 0.02 < result["interval bounds"]["certified"]
     assert result["fast"]["FGSM"] - result["fast"]["ensemble"] > 0.05
@@ -492,8 +499,8 @@ if not args.quick and data.name != "fashion":  # whose ε is smaller
 # %% [markdown]
 # ## Try next
 #
-# - `common.RECIPES`: fewer steps of PGD in training, and PGD-100 in the table. Where does the
-#   difference show?
+# - `common.RECIPES`, or `MNIST_RECIPES`: fewer steps of PGD in training, and PGD-100 in the table.
+#   Where does the difference show?
 # - `step_size=2 * EPSILON`, or a lower learning rate, in the cell about single steps. A gap?
 # - `defenses.Free(Linf(ε), replays=8)` as `perturb=`, with an eighth of the epochs.
 # - Train at 1.2 ε and judge at ε. Is it worth its clean accuracy?

@@ -407,8 +407,9 @@ def robust_cnn(args, data: tinyadv.data.Dataset, seed: int | None = None):
 
 # How the networks of lessons 07 and 12 are trained. Plain data, so that a key can name all of it:
 #     network    a name in tinyadv.models, and its options
-#     defence    a name in tinyadv.defenses, and its options; ε is that of EPSILON. watch=N stands
-#                for the last N training images, which are then not trained on
+#     defence    a name in tinyadv.defenses, and its options. watch=N stands for the last N training
+#                images, which are then not trained on
+#     epsilon    of the training; by default that of EPSILON
 #     shift      images are moved by up to so many pixels at random
 #     lr         of Adam: (share of the epochs, learning rate) points with straight lines between;
 #                a number is the highest of them, which is then reached after 30 %
@@ -445,7 +446,7 @@ MNIST_RECIPES = {
         "defence": ["GradientPenalty", {"weight": 0.2, "norm": 1, "warm_up": 1.0}],
         "epochs": 10,
     },
-    "fast": {  # as Wong et al. have it; without the watch, one seed of three ended at 1 % under PGD
+    "fast": {  # the schedule of Wong et al.; without the watch, one seed of three ended at 1 %
         "network": ["fast_cnn", {}],
         "defence": ["Fast", {"watch": 250, "every": 50, "gap": 0.07}],
         "epochs": 10,
@@ -526,7 +527,7 @@ def defended(args, data: tinyadv.data.Dataset, name: str, seed: int | None = Non
             augment=tinyadv.data.random_shift(recipe["shift"]) if "shift" in recipe else None,
         )  # fmt: skip
         state.unlink(missing_ok=True)
-        if "half" in recipe:
+        if recipe.get("half"):
             model.load_state_dict(_halved(model))
         return {"wall": sum(history.seconds), **unknown}
 
@@ -540,10 +541,11 @@ def _halved(model) -> dict:
     return {name: tinyadv.to_numpy(array).astype(np.float16) for name, array in weights}
 
 
-def keep_weights(model, network: list) -> None:
-    """Write ``WEIGHTS``: those of ``model``, and what network they are of."""
-    save_state(WEIGHTS, {"weights": _halved(model), "network": network})
-    print(f"written: {os.path.relpath(WEIGHTS)}")
+def keep_weights(args, model, network: list) -> None:
+    """Write OUT/weights/mnist_robust.npz: the weights, and of what network they are."""
+    path = args.out / "weights" / WEIGHTS.name
+    save_state(path, {"weights": _halved(model), "network": network})
+    print(f"written: {os.path.relpath(path)}")
 
 
 def kept_weights(args):
@@ -569,9 +571,6 @@ def plugged(recipe: dict, data: tinyadv.data.Dataset, seed: int) -> tuple:
     if name == "GradientPenalty":
         return data, {"objective": defence(**options)}
     if name == "IntervalBound":
-        attack = options.get("attack")
-        if attack is not None:
-            options = {**options, "attack": defenses.MinMax(Linf(epsilon), rng=seed, **attack)}
         return data, {"objective": defence(epsilon, **options)}
     if "watch" in options:
         x, y = data.x_train, data.y_train

@@ -1,7 +1,7 @@
 """How robust a network is, against one attack after the other: shared by lessons 07 and 12.
 
-An image counts as robust in a column if it is read rightly after every attack of that column and
-of those to its left:
+An image counts as robust in an attack's column if it is read rightly after every attack of that
+column and of those to its left:
 
     clean        no attack
     FGSM         one step of ε from x
@@ -13,6 +13,7 @@ of those to its left:
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 
 import common
@@ -26,28 +27,30 @@ COLUMNS = ["clean", "FGSM", "PGD-40", "PGD-100", "ensemble", "certified"]
 PART = 1000  # images that are judged, and kept, at a time: all together it may take hours
 
 
-def judged(recipe: dict, seed: int, model, x, y, *, starts: int, ensemble: dict) -> dict:
+def judged(model, x, y, data: str, *, starts: int, ensemble: dict, seed: int) -> dict:
     """Column → share of the images that stand, and ``"images"``, their number.
 
     Parameters
     ----------
-    recipe, seed
-        Of the network, one of :func:`common.recipes`; with what is below, the key under which the
-        numbers are kept.
     model : Module
     x, y : (N, 1, 28, 28), (N,)
         The first N test images, and their labels.
+    data : str
+        The name of the data set, which says what ε is.
     starts : int
         Of PGD-100.
     ensemble : dict
         What ``auto_attack`` is to do less of than its authors: ``steps``, ``targets``, ``queries``.
+    seed : int
+        Of the attacks.
     """
-    epsilon, total = common.EPSILON[recipe["data"]], {}
+    epsilon, total = common.EPSILON[data], {}
+    weights = hashlib.sha256(b"".join(a.tobytes() for a in model.state_dict().values()))
     for start in range(0, len(x), PART):
         stop = min(start + PART, len(x))
         key = {
-            "judged": recipe, "by": COLUMNS, "images": [start, stop], "epsilon": epsilon,
-            "starts": starts, "ensemble": ensemble, "seed": seed,
+            "judged": weights.hexdigest(), "by": COLUMNS, "data": data, "images": [start, stop],
+            "epsilon": epsilon, "starts": starts, "ensemble": ensemble, "seed": seed,
         }  # fmt: skip
         attacked = partial(
             standing, model, x[start:stop], y[start:stop], epsilon, seed, starts, ensemble
@@ -60,8 +63,8 @@ def judged(recipe: dict, seed: int, model, x, y, *, starts: int, ensemble: dict)
 def standing(model, x, y, epsilon, seed, starts, ensemble) -> dict:
     """Column → how many of the images stand.
 
-    Each attack is given those alone that are left. PGD-40 also tries the certified ones, and must
-    fail; the long attacks need not try them.
+    Each attack is given those alone that are left. FGSM and PGD-40 also try the certified ones, and
+    must fail; the long attacks need not try them.
     """
     xp, ball, step = array_module(x), Linf(epsilon), epsilon / 30  # Madry's 0.01 at 0.3
     proved = to_numpy(verify.certified(model, x, y, epsilon))

@@ -141,12 +141,13 @@ def test_numbers_are_computed_once(tmp_path, monkeypatch):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("name", common.RECIPES)
+@pytest.mark.filterwarnings("ignore::tinyadv.attacks.AttackWarning")  # of a watch on ten images
+@pytest.mark.parametrize("name", common.MNIST_RECIPES)
 def test_every_recipe_can_be_followed(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TINYADV_CACHE", str(tmp_path))
     images = np.random.default_rng(0).random((20, 1, 28, 28), np.float32)
     labels = np.arange(20) % 10
-    for data_name in ("glyphs", "mnist"):
+    for data_name in ("glyphs", "mnist") if name in common.RECIPES else ("mnist",):
         data = Dataset(data_name, images, labels, images, labels, classes=tuple("0123456789"))
         args = SimpleNamespace(seed=0, quick=True, backend="numpy")
         model, first = common.defended(args, data, name)
@@ -154,6 +155,8 @@ def test_every_recipe_can_be_followed(name, tmp_path, monkeypatch):
         assert seconds == first and seconds["wall"] > 0 and seconds["cpu"] >= 0
         for a, b in zip(model.parameters(), again.parameters(), strict=True):
             np.testing.assert_array_equal(a.value, b.value)
+            if common.recipes(args, data)[name].get("half"):
+                np.testing.assert_array_equal(a.value, a.value.astype(np.float16))
 
 
 # ---- weights that are kept, and networks that are judged -----------------------------------------
@@ -172,13 +175,14 @@ def test_the_kept_weights_are_those_of_the_recipe():
 
 
 def test_weights_are_kept_rounded_to_half_precision(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(common, "WEIGHTS", tmp_path / "folder" / "weights.npz")
+    monkeypatch.setattr(common, "WEIGHTS", tmp_path / "folder" / "weights" / "mnist_robust.npz")
     args = SimpleNamespace(backend="numpy")
     with pytest.raises(SystemExit, match="2"):
         common.kept_weights(args)
     assert "there is no file" in capsys.readouterr().err
     model = models.fast_cnn(5, hidden=20)
-    common.keep_weights(model, ["fast_cnn", {"hidden": 20}])
+    args.out = tmp_path / "folder"
+    common.keep_weights(args, model, ["fast_cnn", {"hidden": 20}])
     kept = common.kept_weights(args)
     for a, b in zip(model.parameters(), kept.parameters(), strict=True):
         np.testing.assert_array_equal(a.value.astype(np.float16).astype(np.float32), b.value)
@@ -203,12 +207,11 @@ def test_judged_counts_what_stands_after_each_attack(cache, monkeypatch, capsys)
     x = rng.random((30, 1, 28, 28), np.float32)
     y = evaluate.predict(model, x)
     y[:3] = (y[:3] + 1) % 10  # misread from the start
-    how = {"starts": 2, "ensemble": {"steps": 3, "targets": 1, "queries": 5}}
-    recipe = {"data": "glyphs", "network": "mlp"}
+    how = {"starts": 2, "ensemble": {"steps": 3, "targets": 1, "queries": 5}, "seed": 0}
     stands = {}
     for epsilon in (0.0, 0.004, 0.5):  # all, some or none of the images stand
         monkeypatch.setitem(common.EPSILON, "glyphs", epsilon)
-        stands[epsilon] = judge.judged(recipe, 0, model, x, y, **how)
+        stands[epsilon] = judge.judged(model, x, y, "glyphs", **how)
     for row in stands.values():
         shares = [row[column] for column in judge.COLUMNS]
         assert row["images"] == 30 and shares[0] == 0.9
@@ -218,14 +221,16 @@ def test_judged_counts_what_stands_after_each_attack(cache, monkeypatch, capsys)
     assert stands[0.5]["FGSM"] == 0
     assert 0 < stands[0.004]["certified"]
     capsys.readouterr()
-    assert judge.judged(recipe, 0, model, x, y, **how) == stands[0.5]
+    assert judge.judged(model, x, y, "glyphs", **how) == stands[0.5]
     assert "computed before" in capsys.readouterr().out
+    judge.judged(models.mlp((784, 10), 4), x, y, "glyphs", **how)
+    assert "computed before" not in capsys.readouterr().out  # another network
 
 
 def test_parts_of_a_judgement_are_kept_one_by_one(cache, monkeypatch):
     """A run that is interrupted goes on with the part it was at."""
     monkeypatch.setattr(judge, "PART", 10)
-    model, how = models.mlp((784, 10), 3), {"starts": 1, "ensemble": {}}
+    model, how = models.mlp((784, 10), 3), {"starts": 1, "ensemble": {}, "seed": 0}
     x, y = np.zeros((25, 1, 28, 28), np.float32), np.zeros(25, int)
     seen = []
 
@@ -238,8 +243,8 @@ def test_parts_of_a_judgement_are_kept_one_by_one(cache, monkeypatch):
     monkeypatch.setattr(judge, "standing", standing)
     done = False
     with pytest.raises(KeyboardInterrupt):
-        judge.judged({"data": "glyphs"}, 0, model, x, y, **how)
+        judge.judged(model, x, y, "glyphs", **how)
     done = True
-    row = judge.judged({"data": "glyphs"}, 0, model, x, y, **how)
+    row = judge.judged(model, x, y, "glyphs", **how)
     assert seen == [10, 10, 5, 5]
     assert row == {**dict.fromkeys(judge.COLUMNS, 3 / 25), "images": 25}

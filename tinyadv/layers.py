@@ -68,7 +68,7 @@ INITIALISERS = {
 }
 
 
-def _initial_weights(rng, shape, init: str, bias: bool) -> tuple[Tensor, Tensor | None]:
+def _initial_parameters(rng, shape, init: str, bias: bool) -> tuple[Tensor, Tensor | None]:
     """Weights of this shape, and (with ``bias``) as many biases as there are outputs."""
     if init not in INITIALISERS:
         raise ValueError(f"init must be one of {tuple(INITIALISERS)}, got {init!r}")
@@ -250,7 +250,7 @@ class Conv2d(Module):
         kh, kw = conv._pair(kernel_size, "kernel_size", 1)
         conv._pair(stride, "stride", 1), conv._pair(padding, "padding", 0)  # errors here, not later
         shape = (out_channels, in_channels, kh, kw)
-        self.weight, self.bias = _initial_weights(rng, shape, init, bias)
+        self.weight, self.bias = _initial_parameters(rng, shape, init, bias)
         self.stride, self.padding = stride, padding
 
     def __call__(self, x):
@@ -268,7 +268,7 @@ class Dense(Module):
     """
 
     def __init__(self, in_features, out_features, *, bias=True, init="he_normal", rng=0):
-        self.weight, self.bias = _initial_weights(rng, (out_features, in_features), init, bias)
+        self.weight, self.bias = _initial_parameters(rng, (out_features, in_features), init, bias)
 
     def __call__(self, x):
         if x.ndim != 2 or x.shape[1] != self.weight.shape[1]:
