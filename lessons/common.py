@@ -425,12 +425,12 @@ RECIPES = {
     "PGD": {
         "network": ["fast_cnn", {}],
         "defence": ["MinMax", {"warm_up": 1.5, "steps": 4}],
-        "epochs": 6,
+        "epochs": 5,
     },
     "TRADES": {
         "network": ["fast_cnn", {}],
         "defence": ["Trades", {"warm_up": 1.5, "steps": 4, "beta": 3.0}],
-        "epochs": 5,
+        "epochs": 4,
     },
     "interval bounds": {
         "network": ["fast_cnn", {"init": "interval_normal"}],
