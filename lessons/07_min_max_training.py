@@ -64,6 +64,8 @@ from tinyadv.losses import cross_entropy
 
 NAME = "07_min_max_training"
 args = common.arguments(__doc__, seeds=(1, "trainings with PGD, for the spread between them"))
+if args.seeds < 1:
+    common.stop(f"--seeds must be 1 or more, got {args.seeds}")
 xp = args.xp  # numpy or cupy
 
 data = common.load_data(args, *((2000, 300) if args.quick else ()))
@@ -209,13 +211,13 @@ class Watched:
 
 
 part = common.load_data(args, 2000 if args.quick else 10_000, 300)
-few = dataclasses.replace(part, x_train=part.x_train[:6000], y_train=part.y_train[:6000])
+fewer = dataclasses.replace(part, x_train=part.x_train[:6000], y_train=part.y_train[:6000])
 curves = {}
 for name, warm_up in (("all of ε at once", 0.0), ("ε grows for one epoch", 1.0)):
     model, watched = models.slides_cnn(args.seed).to(args.backend), Watched()
     adversary = defenses.MinMax(Linf(EPSILON), steps=5, warm_up=warm_up, rng=args.seed)
     tinyadv.fit(
-        model, few, optim.Adam(model.parameters(), lr=0.002), 2, adversary, objective=watched,
+        model, fewer, optim.Adam(model.parameters(), lr=0.002), 2, adversary, objective=watched,
         batch_size=100, rng=args.seed, validate=False, progress=False,
     )  # fmt: skip
     curves[name] = watched.seen
@@ -270,8 +272,8 @@ for name, gap in (("left alone", 1.0), ("rescued", 0.2)):
 # The fifth starts its inner PGD at a small random distance: at x itself p(x′) = p(x), the
 # divergence has its minimum, and its gradient is exactly 0. The last needs no attack: ẑ are the
 # worst logits that interval arithmetic allows, so L(ẑ, y) is an upper bound on the inner maximum,
-# where every attack gives a lower one. The settings stand in `common.RECIPES`
-# and `MNIST_RECIPES`.
+# where every attack gives a lower one. The settings stand in `common.RECIPES` and
+# `MNIST_RECIPES`.
 #
 # For handwritten digits there is a seventh, PGD once more: on a network with ten times the weights,
 # with images moved by up to a pixel, and at an ε of 0.33 to be judged at 0.3. With `--record` its

@@ -68,9 +68,7 @@ BATCH = 128  # images in a step
 LR = [(0, 0.0005), (0.4 * EPOCHS, 0.005), (EPOCHS, 0.0001)]  # Adam's learning rate, over epochs
 EPSILON = 0.1  # at which the networks are compared, and the adversary's in min-max training
 WEAK, STRONG = 1.0, 2.0 if args.quick else 8.0 if args.full else 3.0  # λ of ‖g‖₂²
-ABSOLUTE = (
-    0.2 if args.full else EPSILON
-)  # λ of ‖g‖₁: as the formula has it; with more, it buys more
+ABSOLUTE = 0.2 if args.full else EPSILON  # λ of ‖g‖₁: ε by the formula, and with --full twice that
 WARM_UP = 1.0  # epochs in which λ, or ε, grows from 0
 RADII = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # ε of the curves
 if args.quick:

@@ -92,6 +92,8 @@ NAME = "12_evaluating_honestly"
 args = common.arguments(
     __doc__, robust_images=(1000, "test images for the robust MNIST network, with --full")
 )
+if args.robust_images < 1:
+    common.stop(f"--robust-images must be 1 or more, got {args.robust_images}")
 xp = args.xp  # numpy or cupy
 
 IMAGES = 60 if args.quick else 1000 if args.full else 200  # test images that are attacked

@@ -69,7 +69,9 @@ def found_table() -> str:
     return "\n".join(lines)
 
 
-PUBLISHED = [  # clean and under AutoAttack as its authors list them, the rest from the papers
+# The ensemble, and the clean shares but for Madry's, as AutoAttack's authors list them; the others
+# are the papers' own.
+PUBLISHED = [
     "| Madry et al. (2018) | 98.8 % | 95.6 % | 93.2 % | 89.3 % | 88.5 % | | 10000 | |",
     "| Wong et al. (2020), fast | 98.5 % | | | | 82.9 % | | 10000 | |",
     "| Zhang et al. (2019), TRADES | 99.5 % | | | | 92.8 % | | 10000 | |",
