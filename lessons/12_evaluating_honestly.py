@@ -22,7 +22,9 @@ two: Carlini & Wagner (2017), "Towards evaluating the robustness of neural netwo
 
 **Run.** `python lessons/12_evaluating_honestly.py`: about a minute and a half on two cores, most
 of it for training five networks, which are then kept. The papers' setting, with handwritten digits,
-1,000 images and the whole ensemble: `python lessons/12_evaluating_honestly.py --data mnist --full`.
+1,000 images (10,000 for the robust network) and the whole ensemble:
+`python lessons/12_evaluating_honestly.py --data mnist --full`, some five hours of one core, most of
+them for those 10,000; `--robust-images 1000` takes fewer.
 
 **What to look for.** A network trained on single steps looks good when it is asked with a single
 step, and less so with PGD: 50 steps from each of ten starts leave 20.0 % of the printed digits, and
@@ -89,11 +91,7 @@ from tinyadv.broken import (
 )
 
 NAME = "12_evaluating_honestly"
-args = common.arguments(
-    __doc__, robust_images=(1000, "test images for the robust MNIST network, with --full")
-)
-if args.robust_images < 1:
-    common.stop(f"--robust-images must be 1 or more, got {args.robust_images}")
+args = common.arguments(__doc__, robust_images=common.ROBUST_IMAGES)
 xp = args.xp  # numpy or cupy
 
 IMAGES = 60 if args.quick else 1000 if args.full else 200  # test images that are attacked
@@ -419,8 +417,9 @@ rows["detector"] = {
 #
 # With `--data mnist --full` it is the network whose weights lie in `lessons/weights`. It is
 # attacked as in lesson 07, where it was trained: by Madry's strongest attack, PGD of 100 steps from
-# 20 random starts, and what is left after that by the ensemble. `--robust-images 10000` takes all
-# test images.
+# 20 random starts, and what is left after that by the ensemble. All test images are (unless
+# `--robust-images` says otherwise), for what is said of a network as a whole should not rest on a
+# sample.
 
 # %%
 if data.name == "mnist" and args.full:

@@ -63,7 +63,7 @@ STYLE = {
 }
 
 
-def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **extra: tuple):
+def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **counts: tuple[int, str]):
     """The flags of a lesson, as an ``argparse.Namespace``; also sets the style of the figures.
 
     Parameters
@@ -72,8 +72,9 @@ def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **extra: tuple):
         The lesson's docstring.
     datasets : sequence of str
         What ``--data`` may be, the default first; empty for a lesson that uses no images.
-    **extra : (default, help)
-        The lesson's own flags: ``epochs=(10, "passes over the data")`` makes ``--epochs N``.
+    **counts : (default, help)
+        The lesson's own flags: ``epochs=(10, "passes over the data")`` makes ``--epochs N``, with N
+        at least 1.
 
     Returns
     -------
@@ -88,26 +89,22 @@ def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **extra: tuple):
     names = datasets or GREY_IMAGES
     used = f"the images; default: {names[0]}" if datasets else "not used in this lesson"
     flag("--data", choices=names, default=names[0], help=used)
-    flag("--seed", type=int, default=0, metavar="N", help="of all random numbers; default: 0")
+    flag("--seed", type=_at_least(0), default=0, metavar="N",
+         help="of all random numbers; default: 0")  # fmt: skip
     flag("--quick", action="store_true", help="a few seconds, to see that it runs")
     flag("--full", action="store_true", help="the long run")
     flag("--backend", choices=tinyadv.backend.BACKENDS, default="numpy", help="default: numpy")
     flag("--record", action="store_true", help="write lessons/figures and lessons/results")
     flag("--out", type=Path, metavar="DIR", help="write there; default: lessons/out")
     flag("--show", action="store_true", help="open the figure in a window")
-    for name, (default, text) in extra.items():
-        option = "--" + name.replace("_", "-")
-        if isinstance(default, bool):
-            flag(option, action="store_true", help=text)
-        else:
-            flag(option, type=type(default), default=default, help=f"{text}; default: {default}")
+    for name, (default, text) in counts.items():
+        option, text = "--" + name.replace("_", "-"), f"{text}; default: {default}"
+        flag(option, type=_at_least(1), default=default, metavar="N", help=text)
 
     in_notebook = "ipykernel" in sys.modules
     args = parser.parse_args(["--show"] if in_notebook else None)
     if args.quick and args.full:
         parser.error("--quick and --full exclude each other")
-    if args.seed < 0:
-        parser.error(f"argument --seed: must be ≥ 0, got {args.seed}")
     # What differs from the defaults: it goes into the names of files and the recorded command.
     args.given = {
         name: value
@@ -125,6 +122,18 @@ def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **extra: tuple):
         matplotlib.use("Agg")  # draws into files, needs no screen
     plt.rcParams.update(STYLE)
     return args
+
+
+def _at_least(least: int):
+    """Reads a flag's integer, which must not be less."""
+
+    def read(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be ≥ {least}, got {text}")
+        return int(text)
+
+    read.__name__ = "int"  # argparse then says "invalid int value: 'x'"
+    return read
 
 
 def stop(reason) -> None:
@@ -480,6 +489,7 @@ MNIST_RECIPES = {
 }
 HEADLINE = "PGD, larger"  # its weights lie beside the lessons
 WEIGHTS = LESSONS / "weights" / "mnist_robust.npz"
+ROBUST_IMAGES = (10_000, "MNIST test images that the larger network is judged by, with --full")
 
 
 def recipes(args, data: tinyadv.data.Dataset) -> dict[str, dict]:

@@ -31,11 +31,15 @@ def arguments(monkeypatch, *flags, **how):
 # ---- flags ---------------------------------------------------------------------------------------
 
 
-def test_a_negative_seed_is_answered_in_a_sentence(monkeypatch, capsys):
-    assert arguments(monkeypatch, "--seed", "0").seed == 0
-    with pytest.raises(SystemExit, match="2"):
-        arguments(monkeypatch, "--seed", "-1")
-    assert "--seed: must be ≥ 0, got -1" in capsys.readouterr().err
+@pytest.mark.parametrize("flag, least", [("--seed", 0), ("--some-images", 1)])
+def test_a_number_that_is_too_small_is_answered_in_a_sentence(monkeypatch, capsys, flag, least):
+    own = {"some_images": (5, "images that are looked at")}
+    args = arguments(monkeypatch, flag, str(least), **own)
+    assert least in (args.seed, args.some_images)
+    for wrong, words in ((least - 1, f"must be ≥ {least}, got {least - 1}"), ("x", "int")):
+        with pytest.raises(SystemExit, match="2"):
+            arguments(monkeypatch, flag, str(wrong), **own)
+        assert f"{flag}: " in (said := capsys.readouterr().err) and words in said
 
 
 @pytest.mark.parametrize("how", [{}, {"datasets": ()}])

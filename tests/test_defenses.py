@@ -434,6 +434,37 @@ def test_the_gap_decides_what_is_overfitting():
     assert not fast.overfitted and fast.looks[0][1] - fast.looks[0][2] > 0.5
 
 
+class Brighter(Module):
+    """Says 1 for images that are brighter than 0.28 on the mean, and 0 for others."""
+
+    def __init__(self, xp):
+        self.scale = Tensor(xp.asarray(np.array(10.0)))
+
+    def parameters(self):
+        return [self.scale]
+
+    def __call__(self, x):
+        bright = ops.mean(ops.reshape(x, (len(x), -1)), axis=1, keepdims=True) - 0.28
+        return ops.concatenate([-self.scale * bright, self.scale * bright], axis=1)
+
+
+def downhill(*args, **how):
+    return -cross_entropy(*args, **how)
+
+
+def test_the_watch_takes_the_very_step_of_the_training(xp):
+    # From a black pixel's random start a single step ends between 0.075 and 0.3, at 0.26 on the
+    # mean; ten steps end at 0.3.
+    x, y = np.zeros((20, 1, 16, 16)), np.zeros(20, int)
+    model, there, labels = Brighter(xp), xp.asarray(x), xp.asarray(y)
+    fast = Fast(Linf(0.3), watch=(x, y), gap=2.0)
+    x_adv = fast(model, there, labels)
+    assert fast.looks == [(0, 1.0, 0.0)] and accuracy(model, x_adv, labels) == 1
+    fast = Fast(Linf(0.3), watch=(x, y), loss=downhill)
+    fast(model, there, labels)
+    assert fast.looks == [(0, 1.0, 1.0)]
+
+
 def test_what_is_watched_has_the_epsilon_of_the_moment():
     x, y = np.full((300, 1, 1, 1), 0.5), np.zeros(300, int)
     fast = Fast(Linf(0.2), watch=(x, y), warm_up=1.0)

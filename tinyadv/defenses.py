@@ -40,7 +40,7 @@ from tinyadv.attacks.common import (
     check_numbers,
     checked,
 )
-from tinyadv.attacks.gradient import climb, pgd
+from tinyadv.attacks.gradient import climb
 from tinyadv.attacks.spatial import spatial_random
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
@@ -157,13 +157,13 @@ class MinMax(_Part):
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Array:
         """x′: (N, …) -> (N, …)."""
-        return self._climb(model, x, y, self.steps, self.step_size)
-
-    def _start(self, x):
-        return self._scaled(self.ball).random(x, self.rng)
-
-    def _climb(self, model, x, y, steps, step_size):
         self._look_once(model, x, y)
+        return self._climb(model, x, y, self.steps, self.step_size, self.rng)
+
+    def _start(self, x, rng):
+        return self._scaled(self.ball).random(x, rng)
+
+    def _climb(self, model, x, y, steps, step_size, rng):
         ball = self._scaled(self.ball)
 
         def run(x, y, start):
@@ -172,7 +172,7 @@ class MinMax(_Part):
                 loss=self.loss,
             )  # fmt: skip
 
-        return by_pieces(run, x, y, self._start(x))
+        return by_pieces(run, x, y, self._start(x, rng))
 
 
 class Fast(MinMax):
@@ -187,8 +187,8 @@ class Fast(MinMax):
     A network may learn to be right exactly where a single step ends and nowhere else: accuracy
     under FGSM goes up while that under PGD falls to 0, within a few hundred steps (catastrophic
     overfitting). With ``watch``, some images that are not trained on are attacked both ways now and
-    then, with the training's own single step and with 10 steps of PGD. When PGD's accuracy falls
-    ``gap`` below the other, training goes on with ``rescue_steps`` steps of PGD until it is back:
+    then, with the training's own single step and with 10 shorter ones. When accuracy under these
+    falls ``gap`` below the other, training goes on with ``rescue_steps`` steps of PGD until it is back:
     after Li et al. (2020), "Towards understanding fast adversarial training", who look at a drop of
     PGD's accuracy.
 
@@ -205,7 +205,7 @@ class Fast(MinMax):
     every : int
         Steps between two looks.
     gap : float
-        How much accuracy, between 0 and 1, PGD may take below FGSM.
+        How much less accuracy, between 0 and 1, ten steps may leave than one.
     rescue_steps : int
         Of PGD, while the network is overfitted.
 
@@ -234,9 +234,9 @@ class Fast(MinMax):
         rescue_steps: int = 5,
         rng: np.random.Generator | int = 0,
     ):
+        check_ball(ball)
+        step_size = 1.25 * ball.epsilon if step_size is None else step_size
         super().__init__(ball, steps=1, step_size=step_size, warm_up=warm_up, loss=loss, rng=rng)
-        if step_size is None:
-            self.step_size = 1.25 * ball.epsilon
         check_counts(every=every, rescue_steps=rescue_steps)
         check_numbers(gap=gap)
         if watch is not None and (not isinstance(watch, (tuple, list)) or len(watch) != 2):
@@ -245,32 +245,34 @@ class Fast(MinMax):
         self.step, self.looks, self.overfitted = 0, [], False
 
     def __call__(self, model, x, y):
+        self._look_once(model, x, y)
         if self.watch is not None and self.step % self.every == 0:
             self._look(model)
         self.step += 1
         if not self.overfitted:
             return super().__call__(model, x, y)
-        step_size = _step_size(None, self.ball, self.rescue_steps)
-        return self._climb(model, x, y, self.rescue_steps, step_size)
+        return self._pgd(model, x, y, self.rescue_steps, self.rng)
 
-    def _start(self, x):
+    def _start(self, x, rng):
         grey = array_module(x).full_like(x, 0.5)  # where 0 and 1 are far away
-        return super()._start(grey)
+        return super()._start(grey, rng)
+
+    def _pgd(self, model, x, y, steps, rng):
+        return self._climb(model, x, y, steps, _step_size(None, self.ball, steps), rng)
 
     def _look(self, model):
         xp = array_module(model.parameters()[0].value)
         x, y = (xp.asarray(part) for part in self.watch)
-        ball = self._scaled(self.ball)
-        # Generators of their own, so that watching changes nothing as long as nothing is found.
-        fgsm = pgd(model, x, y, ball=ball, steps=1, step_size=self.share * self.step_size)
-        fgsm = accuracy(model, fgsm, y)
-        full = accuracy(model, pgd(model, x, y, ball=ball, steps=10), y)
-        self.looks.append((self.step, fgsm, full))
-        before, self.overfitted = self.overfitted, fgsm - full > self.gap
+        checked(model, x, y)
+        # With a seed of its own, so that watching changes nothing as long as nothing is found.
+        single = accuracy(model, self._climb(model, x, y, 1, self.step_size, 0), y)
+        full = accuracy(model, self._pgd(model, x, y, 10, 0), y)
+        self.looks.append((self.step, single, full))
+        before, self.overfitted = self.overfitted, single - full > self.gap
         if self.overfitted and not before:
             warnings.warn(
-                f"catastrophic overfitting at step {self.step}: {fgsm:.0%} right under FGSM, "
-                f"{full:.0%} under PGD. Training goes on with {self.rescue_steps} steps of PGD "
+                f"catastrophic overfitting at step {self.step}: {single:.0%} right under one step, "
+                f"{full:.0%} under ten. Training goes on with {self.rescue_steps} steps of PGD "
                 "until that is over; a smaller step_size or learning rate may prevent it",
                 AttackWarning,
                 stacklevel=3,
