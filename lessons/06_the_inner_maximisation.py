@@ -573,17 +573,11 @@ common.save_figure(fig, args, NAME)
 # %%
 common.record(args, NAME, numbers)  # before the claims: a number that falls short is kept as well
 
-
-def claim(text, holds):
-    print(("holds:  " if holds else "FAILS:  ") + text)
-    assert holds, text
-
-
 for name in networks:
     low, _, high = numbers[f"gradients_{name}"]
     least = 10 if args.quick else 100
-    claim(f"gradients differ by a factor of {least} or more ({name})", high / low > least)
-claim(
+    common.claim(f"gradients differ by a factor of {least} or more ({name})", high / low > least)
+common.claim(
     "steps along raw gradients leave more images read rightly, whatever α",
     normalised < min(raw.values()),
 )
@@ -591,30 +585,32 @@ for ball in BALLS.values():
     for name in networks:
         share = numbers[f"accuracy_{type(ball).__name__}_{name}"]
         more = share["restarts"] <= share["steps"] <= share["FGSM"] + 0.02
-        claim(f"more steps and more starts find more ({type(ball).__name__}, {name})", more)
+        common.claim(f"more steps and more starts find more ({type(ball).__name__}, {name})", more)
 for name in networks:
     found = numbers[f"landscape_{name}"]
     spread, apart = float(np.mean(found["spread"])), float(np.mean(found["apart"]))
     most = 0.4 if args.quick or name == "robust" else 0.2
-    claim(f"the ends are about equally high: ± {100 * spread:.0f} % ({name})", spread < most)
-    claim(f"and {apart:.2f} times as far apart as the starts ({name})", apart > 0.5)
+    common.claim(f"the ends are about equally high: ± {100 * spread:.0f} % ({name})", spread < most)
+    common.claim(f"and {apart:.2f} times as far apart as the starts ({name})", apart > 0.5)
     rises = np.all(found["end"] > found["start"])
-    claim(f"and higher than the starts ({name})", rises)
+    common.claim(f"and higher than the starts ({name})", rises)
 for name in networks:
     least = numbers[f"smallest_{name}"]
-    claim(f"C&W goes no farther than DeepFool ({name})", least["not_farther"] >= 0.95)
+    common.claim(f"C&W goes no farther than DeepFool ({name})", least["not_farther"] >= 0.95)
     shorter = least["carlini_wagner"] < least["deepfool"]
-    claim(f"and in the median less far ({name})", shorter)
+    common.claim(f"and in the median less far ({name})", shorter)
     close_by = numbers[f"boundary_{name}"]
-    claim(f"the boundary is closer than another class ({name})", close_by["closer"] > 1.5)
-    claim(f"noise three times as long does little ({name})", close_by["noise_thrice_as_far"] > 0.9)
+    common.claim(f"the boundary is closer than another class ({name})", close_by["closer"] > 1.5)
+    common.claim(
+        f"noise three times as long does little ({name})", close_by["noise_thrice_as_far"] > 0.9
+    )
     least = 0.2 if args.quick else 0.4
-    claim(f"a small margin, a short way ({name})", close_by["rank_correlation"] > least)
+    common.claim(f"a small margin, a short way ({name})", close_by["rank_correlation"] > least)
     if close_by["fooled"] >= 5:
         nearer = close_by["back"] < numbers[f"smallest_{name}"]["deepfool"]
-        claim(f"adversarial examples are nearer to a boundary than images ({name})", nearer)
+        common.claim(f"adversarial examples are nearer to a boundary than images ({name})", nearer)
 farther = np.median(near["robust"]) > 1.2 * np.median(near["standard"])
-claim("the robust network's boundary is farther away", farther)
+common.claim("the robust network's boundary is farther away", farther)
 
 # %% [markdown]
 # ## Try next

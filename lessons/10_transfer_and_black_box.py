@@ -412,11 +412,6 @@ else:
     claim = CLAIM[data.name]
 
 
-def claimed(text, holds):
-    print(("holds: " if holds else "FAILS: ") + text)
-    assert holds
-
-
 def percent(share):
     return f"{100 * share:.1f} %"
 
@@ -425,21 +420,21 @@ white, twin, robust = (
     groups[name] for name in ("white box, standard", "standard → its twin", "standard → robust")
 )
 low, high = claim["twin"]
-claimed(f"white box, standard networks keep {percent(white)}", white <= claim["white box"])
-claimed(f"shown to the twin, {percent(twin)}: a part transfers", low <= twin <= high)
-claimed(f"standard → robust keeps {percent(robust)}", robust >= claim["standard → robust"])
+common.claim(f"white box, standard networks keep {percent(white)}", white <= claim["white box"])
+common.claim(f"shown to the twin, {percent(twin)}: a part transfers", low <= twin <= high)
+common.claim(f"standard → robust keeps {percent(robust)}", robust >= claim["standard → robust"])
 if not args.quick:
     share, own = groups["robust → its twin"], groups["white box, robust"]
-    claimed(f"robust → its twin keeps {percent(share)}, more than {percent(own)}", share > own)
+    common.claim(f"robust → its twin keeps {percent(share)}, more than {percent(own)}", share > own)
     share = groups["robust → standard"]
     least = np.mean([clean[NAMES[i]] for i in (A, B)]) - 0.1
-    claimed(f"robust → standard keeps {percent(share)}: a part transfers", share < least)
-    claimed(f"standard → robust is weaker than white box: {percent(robust)}", robust > own)
+    common.claim(f"robust → standard keeps {percent(share)}: a part transfers", share < least)
+    common.claim(f"standard → robust is weaker than white box: {percent(robust)}", robust > own)
 for name in ("standard A", "other shape"):
     share = float(curves[name][-1])
-    claimed(f"Square leaves {name} {percent(share)}", share <= claim["Square"])
+    common.claim(f"Square leaves {name} {percent(share)}", share <= claim["Square"])
 share = float(curves["robust A"][-1])
-claimed(f"Square leaves robust A {percent(share)}", share > curves["standard A"][-1])
+common.claim(f"Square leaves robust A {percent(share)}", share > curves["standard A"][-1])
 
 # %% [markdown]
 # ## Try next

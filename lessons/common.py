@@ -168,6 +168,12 @@ def table(rows: Sequence[Sequence], header: Sequence[str]) -> None:
         print("  ".join(cells).rstrip())
 
 
+def claim(text: str, holds: bool) -> None:
+    """Print what a lesson says and whether its numbers bear it out; if not, it ends here."""
+    print(("holds:  " if holds else "FAILS:  ") + text)
+    assert holds, text
+
+
 # --------------------------------------------------------------------------------- what is written
 
 
@@ -281,7 +287,7 @@ def cached_model(key: dict, build: Callable, train: Callable, *, seconds: bool =
         if path.exists():
             load_weights(path, model)
             took = load_state(path).get("seconds", {"wall": math.nan, "cpu": math.nan})
-            print(f"the network {text} was trained before: {path}")
+            print(f"the network {text} was trained before (delete it if code has changed): {path}")
     except CheckpointError as error:
         print(f"{error}; it is trained again", file=sys.stderr)
     if took is None:
@@ -308,7 +314,7 @@ def cached_numbers(key: dict, compute: Callable[[], dict]) -> dict:
     """
     _, path = _cache_file(key, "numbers", ".json")
     if path.exists():
-        print(f"these numbers were computed before: {path}")
+        print(f"these numbers were computed before (delete them if code has changed): {path}")
         return json.loads(path.read_text())
     numbers = _plain(compute())
     try:

@@ -1,7 +1,9 @@
 """Every lesson runs with --quick, its assertions hold, and it is a notebook as well."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,37 @@ def test_a_lesson_holds_what_it_claims(lesson, tmp_path):
     (result,) = tmp_path.glob(f"results/{lesson.stem}*.json")
     assert json.loads(result.read_text())["numbers"]
     assert str(tmp_path) not in result.read_text()
+
+
+# Percentages in the lessons' introductions that are not of the recorded runs.
+OTHERS = {
+    "02_train_a_cnn": {"99.5"},  # the slides'
+    "03_what_does_the_network_see": {"70"},  # of --data mnist without --full
+    "04_the_linear_explanation": {"86"},  # the tutorial's
+    "11_simple_transformations": {"30"},  # the paper's
+    "12_evaluating_honestly": {"88.8", "82.9"},  # the papers'
+}
+
+
+def every_number(value):
+    parts = value.values() if isinstance(value, dict) else value
+    if isinstance(value, (dict, list)):
+        for part in parts:
+            yield from every_number(part)
+    elif isinstance(value, (int, float)):
+        yield abs(value)
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_an_introduction_quotes_recorded_numbers(lesson):
+    files = (ROOT / "lessons" / "results").glob(f"{lesson.stem}*.json")
+    numbers = [n for f in files for n in every_number(json.loads(f.read_text())["numbers"])]
+    text = ast.get_docstring(ast.parse(lesson.read_text()))
+    found = re.findall(r"((?:[\d.]+(?:, and |, | and | or | to ))*[\d.]+) %", text)
+    quoted = {q for some in found for q in re.findall(r"\d+(?:\.\d+)?", some)}
+    for q in quoted - OTHERS.get(lesson.stem, set()):
+        half = 0.5 * 10.0 ** -len(q.partition(".")[2]) + 1e-9  # of the last digit
+        assert any(abs(100 * n - float(q)) <= half or n == float(q) for n in numbers), f"{q} %"
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)

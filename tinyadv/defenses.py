@@ -28,6 +28,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -40,7 +41,7 @@ from tinyadv.attacks.common import (
     check_numbers,
     checked,
 )
-from tinyadv.attacks.gradient import climb
+from tinyadv.attacks.gradient import climb, pgd
 from tinyadv.attacks.spatial import spatial_random
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
@@ -185,12 +186,14 @@ class Fast(MinMax):
     0 and ε would always be at one of the two after a step of 1.25 ε.
 
     A network may learn to be right exactly where a single step ends and nowhere else: accuracy
-    under FGSM goes up while that under PGD falls to 0, within a few hundred steps (catastrophic
-    overfitting). With ``watch``, some images that are not trained on are attacked both ways now and
-    then, with the training's own single step and with 10 shorter ones. When accuracy under these
-    falls ``gap`` below the other, training goes on with ``rescue_steps`` steps of PGD until it is back:
-    after Li et al. (2020), "Towards understanding fast adversarial training", who look at a drop of
-    PGD's accuracy.
+    under that step goes up while that under PGD falls to 0, within a few hundred steps
+    (catastrophic overfitting). With ``watch``, some images that are not trained on are attacked now
+    and then: with the training's own step, with one that stays in [0, 1] from its start (FGSM), and
+    with 10 steps of PGD. When PGD's accuracy falls ``gap`` below FGSM's, training goes on with
+    ``rescue_steps`` steps of PGD until it is back: after Li et al. (2020), "Towards understanding
+    fast adversarial training", who look at a drop of PGD's accuracy. FGSM ends at the edge of the
+    ball, and is about as strong as PGD as long as all is well; the training's own step is weaker
+    from the first.
 
     Parameters
     ----------
@@ -205,13 +208,13 @@ class Fast(MinMax):
     every : int
         Steps between two looks.
     gap : float
-        How much less accuracy, between 0 and 1, ten steps may leave than one.
+        How much accuracy, between 0 and 1, PGD may take below FGSM.
     rescue_steps : int
         Of PGD, while the network is overfitted.
 
     Attributes
     ----------
-    looks : list of (step, accuracy under the single step, accuracy under PGD)
+    looks : list of (step, accuracy under the training's own step, under FGSM, under PGD)
     overfitted : bool
         Whether the last look found it so.
 
@@ -251,28 +254,32 @@ class Fast(MinMax):
         self.step += 1
         if not self.overfitted:
             return super().__call__(model, x, y)
-        return self._pgd(model, x, y, self.rescue_steps, self.rng)
+        step_size = _step_size(None, self.ball, self.rescue_steps)
+        return self._climb(model, x, y, self.rescue_steps, step_size, self.rng)
 
     def _start(self, x, rng):
         grey = array_module(x).full_like(x, 0.5)  # where 0 and 1 are far away
         return super()._start(grey, rng)
 
-    def _pgd(self, model, x, y, steps, rng):
-        return self._climb(model, x, y, steps, _step_size(None, self.ball, steps), rng)
-
     def _look(self, model):
         xp = array_module(model.parameters()[0].value)
         x, y = (xp.asarray(part) for part in self.watch)
-        checked(model, x, y)
-        # With a seed of its own, so that watching changes nothing as long as nothing is found.
-        single = accuracy(model, self._climb(model, x, y, 1, self.step_size, 0), y)
-        full = accuracy(model, self._pgd(model, x, y, 10, 0), y)
-        self.looks.append((self.step, single, full))
-        before, self.overfitted = self.overfitted, single - full > self.gap
+        # With seeds of their own, so that watching changes nothing as long as nothing is found.
+        attack = partial(pgd, model, x, y, ball=self._scaled(self.ball), loss=self.loss, rng=0)
+        single, fgsm, full = (
+            accuracy(model, x_adv, y)
+            for x_adv in (
+                self._climb(model, x, y, 1, self.step_size, 0),
+                attack(steps=1, step_size=self.share * self.step_size),
+                attack(steps=10),
+            )
+        )
+        self.looks.append((self.step, single, fgsm, full))
+        before, self.overfitted = self.overfitted, fgsm - full > self.gap
         if self.overfitted and not before:
             warnings.warn(
-                f"catastrophic overfitting at step {self.step}: {single:.0%} right under one step, "
-                f"{full:.0%} under ten. Training goes on with {self.rescue_steps} steps of PGD "
+                f"catastrophic overfitting at step {self.step}: {fgsm:.0%} right under FGSM, "
+                f"{full:.0%} under PGD. Training goes on with {self.rescue_steps} steps of PGD "
                 "until that is over; a smaller step_size or learning rate may prevent it",
                 AttackWarning,
                 stacklevel=3,
