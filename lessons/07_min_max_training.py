@@ -555,7 +555,7 @@ def claims():
     yield "and all images get nearly the same answer", alike
     yield f"a growing ε: it comes down, to {grown['loss']:.2f}", grown["loss"] < 2.0
     single, full = alone["one_step"], alone["PGD"]
-    text = f"overfitted: {100 * single:.0f} % right under its own step, {100 * full:.0f} % under PGD"
+    text = f"overfitted: {100 * single:.0f} % right under its step, {100 * full:.0f} % under PGD"
     yield text, single > 0.6 and single - full > 0.3
     text = f"rescued: {100 * rescued['PGD']:.0f} % under PGD"
     yield text, rescued["PGD"] > full + 0.1

@@ -379,47 +379,6 @@ def trained_cnn(args, data: tinyadv.data.Dataset):
 EPSILON = {"glyphs": 0.2, "mnist": 0.3, "fashion": 0.1}
 
 
-def robust_cnn(args, data: tinyadv.data.Dataset, seed: int | None = None):
-    """The same network, trained on PGD's examples instead of the images, and then kept.
-
-    Each step of the training first attacks its batch, with a random start and 5 steps of ε/2. From
-    0, ε grows to ``EPSILON`` in the first epoch, or the two first: a network that meets the whole ε
-    at once may never begin to learn. Lesson 07 writes it out.
-
-    Parameters
-    ----------
-    seed : int, optional
-        Of the weights, the shuffling and the random starts; by default ``--seed``.
-    """
-    seed = args.seed if seed is None else seed
-    epsilon, steps = EPSILON[data.name], 5
-    epochs, warm_up = 2 if args.quick else 6, 1 if data.name == "mnist" else 2
-    lr = [(0, 0.0005), (0.4 * epochs, 0.005), (epochs, 0.0001)]
-
-    def train(model):
-        adversary = defenses.MinMax(Linf(epsilon), steps=steps, warm_up=warm_up, rng=seed)
-        adam = tinyadv.optim.Adam(model.parameters(), lr=0.005)
-        schedule = tinyadv.optim.piecewise_linear(lr)
-        tinyadv.fit(
-            model, data, adam, epochs, adversary, batch_size=BATCH, schedule=schedule, rng=seed
-        )
-
-    key = {
-        "network": "slides_cnn",
-        "adversary": f"PGD-{steps}, Linf({epsilon})",
-        "warm_up": warm_up,
-        "optimizer": "Adam",
-        "lr": lr,
-        "batch_size": BATCH,
-        "data": data.name,
-        "images": len(data.x_train),
-        "epochs": epochs,
-        "seed": seed,
-        "backend": args.backend,
-    }
-    return cached_model(key, lambda: tinyadv.models.slides_cnn(seed).to(args.backend), train)
-
-
 # How the networks of lessons 07 and 12 are trained. Plain data, so that a key can name all of it:
 #     network    a name in tinyadv.models, and its options
 #     defence    a name in tinyadv.defenses, and its options. watch=N stands for the last N training
@@ -501,12 +460,15 @@ ROBUST_IMAGES = (10_000, "MNIST test images that the larger network is judged by
 def recipes(args, data: tinyadv.data.Dataset) -> dict[str, dict]:
     """Name → recipe, with all that the weights depend on but the seed."""
     chosen = MNIST_RECIPES if data.name == "mnist" else RECIPES
+    return {name: _completed(recipe, args, data) for name, recipe in chosen.items()}
+
+
+def _completed(recipe: dict, args, data: tinyadv.data.Dataset) -> dict:
     shared = {
         "lr": 0.002, "batch_size": 100, "epsilon": EPSILON[data.name], "data": data.name,
         "images": len(data.x_train), "backend": args.backend,
     }  # fmt: skip
-    quick = {"epochs": 2} if args.quick else {}
-    return {name: {**shared, **recipe, **quick} for name, recipe in chosen.items()}
+    return {**shared, **recipe, **({"epochs": 2} if args.quick else {})}
 
 
 def defended(args, data: tinyadv.data.Dataset, name: str, seed: int | None = None):
@@ -524,8 +486,26 @@ def defended(args, data: tinyadv.data.Dataset, name: str, seed: int | None = Non
     model, seconds
         As from :func:`cached_model` with ``seconds=True``.
     """
+    return _trained(args, data, recipes(args, data)[name], seed)
+
+
+def robust_cnn(args, data: tinyadv.data.Dataset, seed: int | None = None):
+    """The network of lesson 02, trained on PGD's examples instead of the images, and then kept.
+
+    ``seed`` as for :func:`defended`. Lesson 07 writes the training out.
+    """
+    recipe = {
+        "network": ["slides_cnn", {}],
+        "defence": ["MinMax", {"steps": 5, "warm_up": 1 if data.name == "mnist" else 2}],
+        "epochs": 6,
+        "lr": [[0, 0.0005], [0.4, 0.005], [1, 0.0001]],
+        "batch_size": BATCH,
+    }
+    return _trained(args, data, _completed(recipe, args, data), seed)[0]
+
+
+def _trained(args, data, recipe: dict, seed: int | None):
     seed = args.seed if seed is None else seed
-    recipe = recipes(args, data)[name]
     (network, sizes), epochs, lr = recipe["network"], recipe["epochs"], recipe["lr"]
     points = lr if isinstance(lr, list) else [(0, lr / 10), (0.3, lr), (1, lr / 100)]
     schedule = tinyadv.optim.piecewise_linear([(share * epochs, at) for share, at in points])
