@@ -217,7 +217,8 @@ class Watched:
 
 
 part = common.load_data(args, 2000 if args.quick else 10_000, 300)
-fewer = dataclasses.replace(part, x_train=part.x_train[:6000], y_train=part.y_train[:6000])
+count = 10_000 if args.full else 6000
+fewer = dataclasses.replace(part, x_train=part.x_train[:count], y_train=part.y_train[:count])
 curves = {}
 for name, warm_up in (("all of ε at once", 0.0), ("ε grows for one epoch", 1.0)):
     model, watched = models.slides_cnn(args.seed).to(args.backend), Watched()

@@ -317,7 +317,7 @@ handles, labels = axes[0].get_legend_handles_labels()
 fig.legend(handles, [f"on {label} examples" for label in labels], loc="outside lower center",
            ncols=3)  # fmt: skip
 fig.suptitle(
-    f"Robustness takes width: the wider a network is, the more of it stands within ε = {EPSILON:g}",
+    f"Robustness takes width: the wider the network, the more images stand within ε = {EPSILON:g}",
     x=0.01, ha="left", fontweight="bold",
 )  # fmt: skip
 common.save_figure(fig, args, NAME)
