@@ -248,8 +248,8 @@ for name, warm_up in (("all of ε at once", 0.0), ("ε grows for one epoch", 1.0
 # until the gap is closed.
 
 # %%
-held_out = (part.x_train[-200:], part.y_train[-200:])
-rest = dataclasses.replace(part, x_train=part.x_train[:-200], y_train=part.y_train[:-200])
+held_out = (fewer.x_train[-200:], fewer.y_train[-200:])
+rest = dataclasses.replace(fewer, x_train=fewer.x_train[:-200], y_train=fewer.y_train[:-200])
 looks = {}
 for name, gap in (("left alone", 1.0), ("rescued", 0.2)):
     fast = defenses.Fast(
