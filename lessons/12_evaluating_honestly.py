@@ -27,19 +27,19 @@ of it for training five networks, which are then kept. The papers' setting, with
 them for those 10,000; `--robust-images 1000` takes fewer.
 
 **What to look for.** A network trained on single steps looks good when it is asked with a single
-step, and less so with PGD: 50 steps from each of ten starts leave 20.0 % of the printed digits, and
-the first two attacks of the ensemble 18.5 %. For MNIST the published numbers are 88.8 % and 82.9 %.
-Two older defences keep 93 % and 99.5 % under PGD, and next to nothing when the attack goes around
+step, and less so with PGD: 50 steps from each of ten starts leave 17.0 % of the printed digits, and
+the first two attacks of the ensemble 14.5 %. For MNIST the published numbers are 88.8 % and 82.9 %.
+Two older defences keep 97 % and 99 % under PGD, and next to nothing when the attack goes around
 what they did to the gradient. Simple checks tell which of them to distrust, before any such attack
 is built. But checks that are silent prove nothing: about the first network they have nothing to
-say. (On handwritten digits one of them has: there the fast network keeps 86.2 % under PGD and
-81.2 % under the ensemble, and Square, which sees no gradient, finds what PGD does not.)
+say. (On handwritten digits one of them has: there the fast network keeps 87.4 % under PGD and
+83.0 % under the ensemble, and Square, which sees no gradient, finds what PGD does not.)
 
 **What was shortened.** 200 test images, and fewer steps, classes and queries for the ensemble than
 its authors have; `--full` takes theirs. The teacher and the student of the distillation are smaller
 than Papernot's, and learn for fewer epochs. And squeezing rounds to two bits here. Xu et al. took
 one bit for MNIST, black and white, and that is not broken by this attack: a black or white pixel
-cannot be moved across 1/2 by an ε of 0.2 or 0.3, and so 95.5 % of the printed digits are read
+cannot be moved across 1/2 by an ε of 0.2 or 0.3, and so 92.5 % of the printed digits are read
 rightly under it. That is no proof that nothing breaks it.
 """
 
@@ -111,7 +111,7 @@ FALSE_POSITIVES = 0.05  # the share of clean images that the detector may refuse
 data = common.load_data(args, *((4000, 1000) if args.quick else ()))
 EPSILON = common.EPSILON[data.name]
 ball = Linf(EPSILON)
-x, y = xp.asarray(data.x_test[:IMAGES]), xp.asarray(data.y_test[:IMAGES])
+x, y = common.test_images(args, data, IMAGES)
 few = slice(100) if args.full else slice(None)  # images for what is computed twice
 numbers = {"epsilon": EPSILON, "images": len(x), "ensemble": ENSEMBLE}  # what is recorded
 rows = {}  # the table, and the figure: by the name of the network
@@ -396,9 +396,9 @@ rows["squeezed"]["true"] = true_accuracy(wired)  # the same answers, with a grad
 # are misread so surely that the squeezed versions say the same.)
 
 # %%
-others = xp.asarray(data.x_test[IMAGES : IMAGES + 500])  # images to set the threshold with
+unseen = data.x_test[1 :: len(data.x_test) // IMAGES][:500]  # none of those that are attacked
 detector = Detector(standard, {"bits": bit_depth(BITS), "median": median(WINDOW)})
-detector.calibrate(others, FALSE_POSITIVES)
+detector.calibrate(xp.asarray(unseen), FALSE_POSITIVES)
 through = {}
 adaptive = evade(detector, x, y, ball=ball, steps=NAIVE, rng=args.seed)
 for name, x_adv in {"PGD": naive(standard, x, y), "adaptive": adaptive}.items():
@@ -430,11 +430,9 @@ rows["detector"] = {
 
 # %%
 if data.name == "mnist" and args.full:
-    robust, many = common.kept_weights(args), slice(args.robust_images)
-    left = judge.judged(
-        robust, xp.asarray(data.x_test[many]), xp.asarray(data.y_test[many]), data.name,
-        starts=20, ensemble={}, seed=args.seed,
-    )  # fmt: skip
+    robust = common.kept_weights(args)
+    many = common.test_images(args, data, args.robust_images)
+    left = judge.judged(robust, *many, EPSILON, starts=20, ensemble={}, seed=args.seed)
     rows["robust"] = {"clean": left["clean"], "naive": left["PGD-100"], "true": left["ensemble"]}
     rows["robust"] |= {"images": left["images"], "works": "ensemble", "broken": left["ensemble"]}
     against_robust = "PGD-100×20"
@@ -522,7 +520,7 @@ curves = {}
 for name, model in shown.items():
     t = xp.asarray(way.astype(np.float32))[:, None, None, None]
     images = x[chosen] + t * (ends[name][chosen] - x[chosen])  # (201, 1, 28, 28)
-    labels = xp.asarray(np.full(len(way), data.y_test[chosen]))
+    labels = xp.asarray(np.full(len(way), to_numpy(y)[chosen]))
     curves[name] = to_numpy(
         losses.cross_entropy(all_logits(model, images), labels, reduction="none")
     )
@@ -611,9 +609,11 @@ common.record(args, NAME, numbers)  # before the claims: a number that falls sho
 loose = args.quick
 for name, row in rows.items():
     if row["true"] is not None:
-        # Up to an image or two: PGD has found what the ensemble, with fewer starts, has not.
+        # Up to an image or two: PGD has found what the ensemble, with fewer starts, has not. With
+        # --quick it has fewer steps as well.
+        most = row["naive"] + (0.1 if loose else 0.02)
         text = f"{name}: {percent(row['naive'])} reported, the ensemble leaves "
-        common.claim(text + percent(row["true"]), row["true"] <= row["naive"] + 0.02)
+        common.claim(text + percent(row["true"]), row["true"] <= most)
 row = rows["fast"]
 gap = row["naive"] - row["true"]
 least = {"glyphs": 0.01, "mnist": 0.01, "fashion": 0.0}[data.name]

@@ -28,16 +28,15 @@ COLUMNS = ["clean", "FGSM", "PGD-40", "PGD-100", "ensemble", "certified"]
 PART = 1000  # images that are judged, and kept, at a time: all together it may take hours
 
 
-def judged(model, x, y, data: str, *, starts: int, ensemble: dict, seed: int) -> dict:
+def judged(model, x, y, epsilon: float, *, starts: int, ensemble: dict, seed: int) -> dict:
     """Column → share of the images that stand, and ``"images"``, their number.
 
     Parameters
     ----------
     model : Module
     x, y : (N, 1, 28, 28), (N,)
-        The first N test images, and their labels.
-    data : str
-        The name of the data set, which says what ε is.
+    epsilon : float
+        In pixel values 0–1.
     starts : int
         Of PGD-100.
     ensemble : dict
@@ -45,20 +44,22 @@ def judged(model, x, y, data: str, *, starts: int, ensemble: dict, seed: int) ->
     seed : int
         Of the attacks.
     """
-    epsilon, total = common.EPSILON[data], {}
-    weights = hashlib.sha256(b"".join(a.tobytes() for a in model.state_dict().values()))
+    total = {}
     for start in range(0, len(x), PART):
-        stop = min(start + PART, len(x))
+        part = x[start : start + PART], y[start : start + PART]
         key = {
-            "judged": weights.hexdigest(), "by": COLUMNS, "data": data, "images": [start, stop],
-            "epsilon": epsilon, "starts": starts, "ensemble": ensemble, "seed": seed,
+            "judged": _digest(*model.state_dict().values()), "images": _digest(*part),
+            "by": COLUMNS, "epsilon": epsilon, "starts": starts, "ensemble": ensemble, "seed": seed,
         }  # fmt: skip
-        attacked = partial(
-            standing, model, x[start:stop], y[start:stop], epsilon, seed, starts, ensemble
-        )
+        attacked = partial(standing, model, *part, epsilon, seed, starts, ensemble)
         for column, count in common.cached_numbers(key, attacked).items():
             total[column] = total.get(column, 0) + count
     return {column: count / len(x) for column, count in total.items()} | {"images": len(x)}
+
+
+def _digest(*arrays) -> str:
+    """Tells arrays from all others."""
+    return hashlib.sha256(b"".join(to_numpy(array).tobytes() for array in arrays)).hexdigest()
 
 
 def standing(model, x, y, epsilon, seed, starts, ensemble) -> dict:

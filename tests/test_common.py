@@ -204,7 +204,26 @@ def test_the_kept_network_is_robust():
     assert 0.9 < evaluate.accuracy(model, x_adv, y) < 0.99
 
 
-def test_judged_counts_what_stands_after_each_attack(cache, monkeypatch, capsys):
+@pytest.mark.parametrize("count, expected", [(3, [0, 3, 6]), (4, [0, 2, 4, 6]), (10, [*range(10)])])
+def test_test_images_come_from_all_over(count, expected):
+    data = SimpleNamespace(x_test=np.arange(10), y_test=-np.arange(10))
+    x, y = common.test_images(SimpleNamespace(xp=np), data, count)
+    assert x.tolist() == (-y).tolist() == expected
+
+
+def test_a_training_of_another_length_differs_in_all_its_parts():
+    recipe = {"defence": ["IntervalBound", {"ramp": [1, 10], "kappa": 0.5}], "epochs": 50}
+    half = common.of_length(recipe, 25)
+    assert half == {"defence": ["IntervalBound", {"ramp": [0.5, 5], "kappa": 0.5}], "epochs": 25}
+    recipe = {"defence": ["MinMax", {"warm_up": 1.5}], "epochs": 12, "lr": 0.1}
+    assert common.of_length(recipe, 24) == {
+        "defence": ["MinMax", {"warm_up": 3.0}], "epochs": 24, "lr": 0.1,
+    }  # fmt: skip
+    assert common.of_length(recipe, 12) == recipe
+    assert common.of_length({"defence": None, "epochs": 2}, 1) == {"defence": None, "epochs": 1}
+
+
+def test_judged_counts_what_stands_after_each_attack(cache, capsys):
     model = models.mlp((784, 10), 3)
     rng = np.random.default_rng(0)
     x = rng.random((30, 1, 28, 28), np.float32)
@@ -213,8 +232,7 @@ def test_judged_counts_what_stands_after_each_attack(cache, monkeypatch, capsys)
     how = {"starts": 2, "ensemble": {"steps": 3, "targets": 1, "queries": 5}, "seed": 0}
     stands = {}
     for epsilon in (0.0, 0.004, 0.5):  # all, some or none of the images stand
-        monkeypatch.setitem(common.EPSILON, "glyphs", epsilon)
-        stands[epsilon] = judge.judged(model, x, y, "glyphs", **how)
+        stands[epsilon] = judge.judged(model, x, y, epsilon, **how)
     for row in stands.values():
         shares = [row[column] for column in judge.COLUMNS]
         assert row["images"] == 30 and shares[0] == 0.9
@@ -224,18 +242,19 @@ def test_judged_counts_what_stands_after_each_attack(cache, monkeypatch, capsys)
     assert stands[0.5]["FGSM"] == 0
     assert 0 < stands[0.004]["certified"]
     capsys.readouterr()
-    assert judge.judged(model, x, y, "glyphs", **how) == stands[0.5]
+    assert judge.judged(model, x, y, 0.5, **how) == stands[0.5]
     assert "computed before" in capsys.readouterr().out
-    judge.judged(models.mlp((784, 10), 4), x, y, "glyphs", **how)
-    assert "computed before" not in capsys.readouterr().out  # another network
+    judge.judged(models.mlp((784, 10), 4), x, y, 0.5, **how)  # another network
+    judge.judged(model, x[::-1].copy(), y, 0.5, **how)  # other images
+    assert "computed before" not in capsys.readouterr().out
 
 
 def test_parts_of_a_judgement_are_kept_one_by_one(cache, monkeypatch):
     """A run that is interrupted goes on with the part it was at."""
     monkeypatch.setattr(judge, "PART", 10)
     model, how = models.mlp((784, 10), 3), {"starts": 1, "ensemble": {}, "seed": 0}
-    x, y = np.zeros((25, 1, 28, 28), np.float32), np.zeros(25, int)
-    seen = []
+    x = np.random.default_rng(0).random((25, 1, 28, 28), np.float32)
+    y, seen = np.zeros(25, int), []
 
     def standing(model, x, y, *settings):
         seen.append(len(x))
@@ -246,8 +265,8 @@ def test_parts_of_a_judgement_are_kept_one_by_one(cache, monkeypatch):
     monkeypatch.setattr(judge, "standing", standing)
     done = False
     with pytest.raises(KeyboardInterrupt):
-        judge.judged(model, x, y, "glyphs", **how)
+        judge.judged(model, x, y, 0.1, **how)
     done = True
-    row = judge.judged(model, x, y, "glyphs", **how)
+    row = judge.judged(model, x, y, 0.1, **how)
     assert seen == [10, 10, 5, 5]
     assert row == {**dict.fromkeys(judge.COLUMNS, 3 / 25), "images": 25}

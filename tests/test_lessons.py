@@ -12,7 +12,6 @@ import pytest
 
 LESSONS = sorted((Path(__file__).parents[1] / "lessons").glob("[0-9][0-9]_*.py"))
 ROOT = LESSONS[0].parents[1]
-FLAGS = {"07_min_max_training": ["--seeds", "2"]}  # so that lessons' own flags are used as well
 
 
 def run(lesson: Path, *flags, **environment) -> subprocess.CompletedProcess:
@@ -25,8 +24,7 @@ def run(lesson: Path, *flags, **environment) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 def test_a_lesson_holds_what_it_claims(lesson, tmp_path):
-    flags = FLAGS.get(lesson.stem, [])
-    done = run(lesson, "--quick", "--record", "--seed", "0", "--out", str(tmp_path), *flags)
+    done = run(lesson, "--quick", "--record", "--seed", "0", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob(f"figures/{lesson.stem}*.png"))) == 1
     (result,) = tmp_path.glob(f"results/{lesson.stem}*.json")
