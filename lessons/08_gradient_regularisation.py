@@ -54,8 +54,7 @@ import common
 import matplotlib.pyplot as plt
 import numpy as np
 
-import tinyadv
-from tinyadv import Tensor, attacks, defenses, evaluate, grad, losses, models, ops, optim, to_numpy
+from tinyadv import Tensor, attacks, defenses, evaluate, grad, losses, models, ops, to_numpy
 from tinyadv.balls import Linf
 from tinyadv.layers import Activation, ReLU
 
@@ -65,12 +64,12 @@ xp = args.xp  # numpy or cupy
 
 IMAGES = 1500 if args.quick else None if args.full else 6000  # that are trained on
 EPOCHS = 3 if args.quick else 10 if args.full else 5  # passes over them
-BATCH = 128  # images in a step
 LR = [(0, 0.0005), (0.4 * EPOCHS, 0.005), (EPOCHS, 0.0001)]  # Adam's learning rate, over epochs
 EPSILON = 0.1  # at which the networks are compared, and the adversary's in min-max training
 WEAK, STRONG = 1.0, 2.0 if args.quick else 8.0 if args.full else 3.0  # λ of ‖g‖₂²
 ABSOLUTE = 0.2 if args.full else EPSILON  # λ of ‖g‖₁: ε by the formula, and with --full twice that
 WARM_UP = 1.0  # epochs in which λ, or ε, grows from 0
+STEPS_IN_TRAINING = 5  # of PGD, in min-max training
 RADII = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # ε of the curves
 if args.quick:
     RADII = (0.05, 0.1, 0.2)
@@ -79,7 +78,7 @@ STEPS = 10 if args.quick else 20  # of PGD, there
 HIDDEN = 20  # units of the small network
 
 data = common.load_data(args, IMAGES, 500 if args.quick else None)
-x, y = xp.asarray(data.x_test[:SHOWN]), xp.asarray(data.y_test[:SHOWN])
+x, y = common.test_images(args, data, SHOWN)
 numbers = {"epsilon": EPSILON, "radii": RADII}  # what is recorded
 print(f"{data.name}: {len(data.x_train)} training images, {EPOCHS} epochs, λ = {WEAK}, {STRONG}")
 
@@ -135,18 +134,18 @@ def penalty_by_hand(x, e, weights, activation):
 
     g_ = 2 * g / len(x)  # of R = 1/N Σ ‖g‖²:   ḡ = 2g/N
     u_ = g_ @ W1.T  # of g = W₁ᵀu:              ū = W₁ḡ
-    W1_ = u.T @ g_  # .                         W̄₁ = Σ u ḡᵀ
+    W1_ = u.T @ g_  # same step:               W̄₁ = Σ u ḡᵀ
     s_ = dphi(a) * u_  # of u = φ′(a) ∘ s:      s̄ = φ′(a) ∘ ū
-    a_ = ddphi(a) * s * u_  # .                 ā = φ″(a) ∘ s ∘ ū
+    a_ = ddphi(a) * s * u_  # same step:       ā = φ″(a) ∘ s ∘ ū
     r_ = s_ @ W2.T  # of s = W₂ᵀr:              r̄ = W₂s̄
-    W2_ = r.T @ s_  # .                         W̄₂ = Σ r s̄ᵀ
+    W2_ = r.T @ s_  # same step:               W̄₂ = Σ r s̄ᵀ
     z_ = p * (r_ - (p * r_).sum(axis=1, keepdims=True))  # of p: z̄ = (diag(p) − ppᵀ) r̄
     W2_ = W2_ + z_.T @ h  # of z = W₂h + b₂:    W̄₂ = … + Σ z̄ hᵀ
-    b2_ = z_.sum(axis=0)  # .                   b̄₂ = Σ z̄
-    h_ = z_ @ W2  # .                           h̄ = W₂ᵀz̄
+    b2_ = z_.sum(axis=0)  # same step:         b̄₂ = Σ z̄
+    h_ = z_ @ W2  # same step:                 h̄ = W₂ᵀz̄
     a_ = a_ + dphi(a) * h_  # of h = φ(a):      ā = … + φ′(a) ∘ h̄
     W1_ = W1_ + a_.T @ x  # of a = W₁x + b₁:    W̄₁ = … + Σ ā xᵀ
-    b1_ = a_.sum(axis=0)  # .                   b̄₁ = Σ ā
+    b1_ = a_.sum(axis=0)  # same step:         b̄₁ = Σ ā
     return R, [W1_, b1_, W2_, b2_]
 
 
@@ -277,7 +276,11 @@ OBJECTIVES = {
     f"‖g‖₁, λ = {ABSOLUTE:g}": penalty(ABSOLUTE, norm=1),
     "smooth, natural": {},
     f"smooth, λ = {STRONG:g}": penalty(STRONG),
-    "min-max": {"perturb": defenses.MinMax(Linf(EPSILON), steps=5, warm_up=WARM_UP, rng=args.seed)},
+    "min-max": {
+        "perturb": defenses.MinMax(
+            Linf(EPSILON), steps=STEPS_IN_TRAINING, warm_up=WARM_UP, rng=args.seed
+        )
+    },
 }
 PENALTY, ONE_NORM, SMOOTH = (list(OBJECTIVES)[i] for i in (2, 3, 5))
 if args.quick:
@@ -293,30 +296,16 @@ def untrained(name):
 
 
 def trained(name):
-    def train(model):
-        adam = optim.Adam(model.parameters(), lr=LR[1][1])
-        schedule = optim.piecewise_linear(LR)
-        tinyadv.fit(
-            model, data, adam, EPOCHS, batch_size=BATCH, schedule=schedule, rng=args.seed,
-            validate=False, **OBJECTIVES[name],
-        )  # fmt: skip
-
     key = {
         "network": "slides_cnn",
         "lesson": NAME,
         "objective": name,
         "epsilon": EPSILON,
         "warm_up": WARM_UP,
-        "optimizer": "Adam",
-        "lr": LR,
-        "batch_size": BATCH,
-        "data": data.name,
-        "images": len(data.x_train),
-        "epochs": EPOCHS,
-        "seed": args.seed,
-        "backend": args.backend,
     }
-    return common.cached_model(key, lambda: untrained(name), train)
+    if name == "min-max":
+        key["steps"] = STEPS_IN_TRAINING
+    return common.fitted(args, data, key, lambda: untrained(name), EPOCHS, LR, **OBJECTIVES[name])
 
 
 networks = {name: trained(name) for name in OBJECTIVES}
@@ -544,7 +533,8 @@ for kind, gain in gains.items():
     common.claim(
         f"{kind}: {100 * gain['FGSM']:.1f} points are gained under FGSM", gain["FGSM"] >= least
     )
-    common.claim(f"at {-100 * gain['clean']:.1f} points of clean accuracy", -gain["clean"] <= most)
+    text = f"and the accuracy on the images themselves changes by {100 * gain['clean']:+.1f} points"
+    common.claim(text, -gain["clean"] <= most)
 common.claim(
     f"under PGD {100 * strong['PGD']:.1f} % are left, of {100 * natural['PGD']:.1f} %",
     strong["PGD"] >= natural["PGD"] + least,

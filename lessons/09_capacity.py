@@ -39,7 +39,7 @@ difference of a few points between two widths may be chance.
 #
 #     x, y    (N, 1, 28, 28), (N,)   images with values 0 to 1, and their labels
 #     x_adv   (N, 1, 28, 28)         x + δ, ‖δ‖∞ ≤ ε
-#     w                              the width: how often the smallest network was doubled, as ×w
+#     w                              the width: how many times as wide as the smallest network, ×w
 
 # %%
 import math
@@ -48,8 +48,7 @@ import common
 import matplotlib.pyplot as plt
 import numpy as np
 
-import tinyadv
-from tinyadv import attacks, evaluate, losses, models, optim, to_numpy
+from tinyadv import attacks, evaluate, losses, models, to_numpy
 from tinyadv.balls import Linf
 from tinyadv.defenses import MinMax, ramp
 from tinyadv.layers import Conv2d, Dense, Flatten, MaxPool2d, ReLU, Sequential
@@ -64,7 +63,6 @@ EPOCHS = 3 if args.quick else 5  # passes over them
 STEPS = 3 if args.quick else 7 if args.full else 5  # of PGD in training
 ONE_STEP = {"random_start": False}  # FGSM in training: from x itself, as in the paper
 WARM_UP = 1.0  # epochs in which ε grows from 0
-BATCH = 128  # images in a step
 LR = [(0, 0.0005), (0.4 * EPOCHS, 0.005), (EPOCHS, 0.0001)]  # Adam's learning rate, over epochs
 SHOWN = 200 if args.quick else 1000 if args.full else 400  # test images that are attacked
 TEST_STEPS = 10 if args.quick else 40 if args.full else 20  # of PGD, on them
@@ -72,7 +70,7 @@ TEST_STEPS = 10 if args.quick else 40 if args.full else 20  # of PGD, on them
 data = common.load_data(args, IMAGES, 500 if args.quick else None)
 EPSILON = common.EPSILON[data.name] / (2 if args.quick else 1)  # pixel values 0–1
 BALL = Linf(EPSILON)
-x, y = xp.asarray(data.x_test[:SHOWN]), xp.asarray(data.y_test[:SHOWN])
+x, y = common.test_images(args, data, SHOWN)
 x_train, y_train = xp.asarray(data.x_train[:SHOWN]), xp.asarray(data.y_train[:SHOWN])
 numbers = {"epsilon": EPSILON, "widths": WIDTHS}  # what is recorded
 print(f"{data.name}: {len(data.x_train)} training images, ε = {EPSILON}, widths {WIDTHS}")
@@ -141,34 +139,19 @@ TRAININGS = {
 
 def trained(w, training, warm_up=WARM_UP):
     """The network ×w after one of the trainings, or as it was kept after an earlier one."""
-
-    def train(model):
-        adam = optim.Adam(model.parameters(), lr=LR[1][1])
-        perturb = TRAININGS[training](warm_up)
-        schedule = optim.piecewise_linear(LR)
-        tinyadv.fit(
-            model, data, adam, EPOCHS, perturb, batch_size=BATCH, schedule=schedule,
-            rng=args.seed, validate=False,
-        )  # fmt: skip
-
     key = {
         "network": f"madry_cnn, width {w} of 16",
         "training": training,
         "epsilon": EPSILON,
         "steps": STEPS,
         "warm_up": warm_up,
-        "optimizer": "Adam",
-        "lr": LR,
-        "batch_size": BATCH,
-        "data": data.name,
-        "images": len(data.x_train),
-        "epochs": EPOCHS,
-        "seed": args.seed,
-        "backend": args.backend,
     }
     if training == "FGSM":
         key |= ONE_STEP
-    return common.cached_model(key, lambda: network(w, args.seed).to(args.backend), train)
+    return common.fitted(
+        args, data, key, lambda: network(w, args.seed).to(args.backend), EPOCHS, LR,
+        perturb=TRAININGS[training](warm_up),
+    )  # fmt: skip
 
 
 networks = {(training, w): trained(w, training) for training in TRAININGS for w in WIDTHS}
@@ -317,7 +300,7 @@ handles, labels = axes[0].get_legend_handles_labels()
 fig.legend(handles, [f"on {label} examples" for label in labels], loc="outside lower center",
            ncols=3)  # fmt: skip
 fig.suptitle(
-    f"Robustness takes width: the wider the network, the more images stand within ε = {EPSILON:g}",
+    f"Robustness takes width, and PGD in training: the wider, the more stands (ε = {EPSILON:g})",
     x=0.01, ha="left", fontweight="bold",
 )  # fmt: skip
 common.save_figure(fig, args, NAME)

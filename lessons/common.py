@@ -38,6 +38,7 @@ from tinyadv.balls import Linf
 from tinyadv.checkpoint import CheckpointError, load_state, load_weights, save_state
 
 START = time.perf_counter()
+REUSED = []  # files of earlier runs that this one takes networks and numbers from
 LESSONS = Path(__file__).resolve().parent
 
 # Colours that people with any colour vision can tell apart (Okabe & Ito 2008).
@@ -158,13 +159,14 @@ def load_data(args, train: int | None = None, test: int | None = None) -> tinyad
 
 
 def test_images(args, data: tinyadv.data.Dataset, count: int) -> tuple:
-    """``count`` test images and their labels, from all over the test set, on ``--backend``.
+    """``count`` test images and their labels, from all over the test set: (N, C, H, W), (N,).
 
-    The two halves of MNIST's test set are by different writers, and its first images stand attacks
-    less well than its last: the first 1,000 say little about all.
+    They are on ``--backend``, and all there are if ``count`` is more. The two halves of MNIST's
+    test set are by different writers, and its first images stand attacks less well than its last:
+    the first 1,000 say little about all.
     """
-    every = max(1, len(data.x_test) // count)
-    chosen = slice(0, every * count, every)
+    count = min(count, len(data.x_test))
+    chosen = np.arange(count) * len(data.x_test) // count  # at equal distances
     return args.xp.asarray(data.x_test[chosen]), args.xp.asarray(data.y_test[chosen])
 
 
@@ -210,7 +212,11 @@ def save_figure(fig, args, name: str) -> Path:
 
 
 def record(args, name: str, numbers: dict) -> None:
-    """With ``--record``, write ``numbers`` and how they were made to OUT/results/NAME.json."""
+    """With ``--record``, write ``numbers`` and how they were made to OUT/results/NAME.json.
+
+    ``seconds`` are those of this run. ``reused`` says how many networks and parts of the numbers
+    had been computed in earlier runs, and so are not in it.
+    """
     if not args.record:
         return
     command = ["python", f"lessons/{name}.py", "--record"]
@@ -228,6 +234,7 @@ def record(args, name: str, numbers: dict) -> None:
         "numbers": _plain(numbers),
         "seed": args.seed,
         "seconds": round(time.perf_counter() - START, 1),
+        "reused": len(REUSED),
         "device": _device(args.xp),
         "versions": versions,
     }
@@ -299,6 +306,7 @@ def cached_model(key: dict, build: Callable, train: Callable, *, seconds: bool =
             load_weights(path, model)
             took = load_state(path).get("seconds", {"wall": math.nan, "cpu": math.nan})
             print(f"the network {text} was trained before (delete it if code has changed): {path}")
+            REUSED.append(path)
     except CheckpointError as error:
         print(f"{error}; it is trained again", file=sys.stderr)
     if took is None:
@@ -311,6 +319,42 @@ def cached_model(key: dict, build: Callable, train: Callable, *, seconds: bool =
         except OSError as error:
             print(f"the trained network could not be kept: {error}", file=sys.stderr)
     return (model, took) if seconds else model
+
+
+def fitted(args, data, key: dict, build: Callable, epochs: int, lr: Sequence[tuple], **how):
+    """``build()`` after a training by Adam in batches of 128, once, and then kept.
+
+    Parameters
+    ----------
+    key : dict
+        What the weights depend on beside data, schedule, seed and backend, which are added.
+    build : function
+        As for :func:`cached_model`.
+    epochs : int
+    lr : sequence of (epoch, learning rate)
+        With straight lines between.
+    **how
+        Arguments of ``fit``, such as ``perturb``.
+    """
+
+    def train(model):
+        tinyadv.fit(
+            model, data, tinyadv.optim.Adam(model.parameters()), epochs, batch_size=BATCH,
+            schedule=tinyadv.optim.piecewise_linear(lr), rng=args.seed, validate=False, **how,
+        )  # fmt: skip
+
+    key = {
+        **key,
+        "optimizer": "Adam",
+        "lr": lr,
+        "batch_size": BATCH,
+        "data": data.name,
+        "images": len(data.x_train),
+        "epochs": epochs,
+        "seed": args.seed,
+        "backend": args.backend,
+    }
+    return cached_model(key, build, train)
 
 
 def cached_numbers(key: dict, compute: Callable[[], dict]) -> dict:
@@ -326,6 +370,7 @@ def cached_numbers(key: dict, compute: Callable[[], dict]) -> dict:
     _, path = _cache_file(key, "numbers", ".json")
     if path.exists():
         print(f"these numbers were computed before (delete them if code has changed): {path}")
+        REUSED.append(path)
         return json.loads(path.read_text())
     numbers = _plain(compute())
     try:
@@ -490,7 +535,7 @@ def _completed(recipe: dict, args, data: tinyadv.data.Dataset) -> dict:
 
 
 def of_length(recipe: dict, epochs: int) -> dict:
-    """The same training in so many epochs: what grows in it grows sooner, or later."""
+    """The recipe of the same training in so many epochs: ``warm_up`` and ``ramp`` in proportion."""
     share = epochs / recipe["epochs"]
     if recipe["defence"] is None or share == 1:
         return {**recipe, "epochs": epochs}

@@ -709,7 +709,6 @@ def test_more_effort_never_helps_the_model():
     assert strong.robust_accuracy <= weak.robust_accuracy
     smaller = auto_attack(NET, x, y, ball=Linf(0.04), details=True, steps=30, queries=60)[1]
     assert strong.robust_accuracy < smaller.robust_accuracy
-    assert strong.rounds[1].before >= strong.rounds[1].after
 
 
 @every_ball

@@ -151,6 +151,11 @@ def test_errors():
         worst_logits(layers.Sequential(layers.Flatten()), x, x, y)
     with pytest.raises(ValueError, match="epsilon must be ≥ 0"):
         certified(conv_net(), x, y, -0.1)
+    for judge in (certified, certified_accuracy):
+        with pytest.raises(ValueError, match="pixel values from 0 to 1"):
+            judge(conv_net(), 255 * x, y, 0.1)
+        with pytest.raises(ValueError, match="labels must be from 0 to 3"):
+            judge(conv_net(), x, y + 4, 0.1)
     with pytest.raises(ValueError, match="needs one example at least"):
         certified_accuracy(conv_net(), x[:0], y[:0], 0.1)
 

@@ -265,7 +265,17 @@ class Detector:
         self.model, self.squeezers, self.threshold = model, dict(squeezers), threshold
 
     def calibrate(self, x: Array, false_positives: float = 0.05) -> Detector:
-        """Set the threshold so that this share of the clean images ``x`` is refused, at most.
+        """Set the threshold so that this share of the clean images is refused, at most.
+
+        Parameters
+        ----------
+        x : (N, …)
+            Images that the detector is not judged by later.
+        false_positives : float
+
+        Returns
+        -------
+        self
 
         Raises
         ------
@@ -326,8 +336,8 @@ def evade(
     Returns
     -------
     x_adv : (N, …)
-        For each image the first that is misread and not refused; else one that is misread; else
-        the last one.
+        For each image the first that is misread and not refused; else the first that is misread;
+        else the first.
     """
     model, views = detector.model, [straight_through(s) for s in detector.squeezers.values()]
     x, y, _ = checked(answers_only(model), x, y)

@@ -44,11 +44,13 @@ from tinyadv.attacks.common import (
     AttackWarning,
     all_logits,
     answers_only,
+    asked_again,
     by_pieces,
     check_ball,
     check_counts,
     checked,
     input_gradient,
+    seem_probabilities,
 )
 from tinyadv.attacks.gradient import pgd
 from tinyadv.backend import array_module, to_numpy
@@ -275,10 +277,7 @@ def random_answers(model: Callable, x: Array) -> Finding:
 
     An alarm if a logit changes by more than a thousandth of the largest one.
     """
-    ask = answers_only(model)
-    first, again = all_logits(ask, x), all_logits(ask, x)
-    change, size = float(abs(first - again).max()), float(abs(first).max())
-    alarm = change > 1e-3 * size
+    alarm, change, size = asked_again(answers_only(model), x)
     measured = f"logits up to {size:.3g} change by {change:.2g}"
     return _warn(Finding("random answers", measured, alarm, RANDOM if alarm else "always the same"))
 
@@ -286,9 +285,8 @@ def random_answers(model: Callable, x: Array) -> Finding:
 def probabilities(model: Callable, x: Array) -> Finding:
     """Whether what the model returns are probabilities: ≥ 0, and 1 together, for every image."""
     logits = all_logits(answers_only(model), x)
-    low, off = float(logits.min()), float(abs(logits.sum(1) - 1).max())
-    alarm = logits.shape[1] > 1 and low >= 0 and off < 1e-3
-    measured = f"from {low:.3g} to {float(logits.max()):.3g}"
+    alarm = seem_probabilities(logits)
+    measured = f"from {float(logits.min()):.3g} to {float(logits.max()):.3g}"
     return _warn(Finding("probabilities", measured, alarm, SOFTMAX if alarm else "logits"))
 
 

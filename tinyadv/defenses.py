@@ -16,10 +16,14 @@ Ordinary training minimises E[L(f(x), y)]. Here each example is first made as ba
     y      (N,)     labels
     z      (N, K)   logits
 
-Each of them has some of these methods, by which ``fit`` knows it: ``at(epoch)`` is told the time,
-for what grows during training; ``state_dict`` and ``load_state_dict`` keep in the checkpoint what
-a resumed run needs. ε should grow from 0: a network that meets all of it at once may find that
-the same answer for every image, at a loss of ln K, is the best that it can do, and stay there.
+Each of them has some of these, by which ``fit`` knows it: ``at(epoch)`` is told the time, for what
+grows during training; ``state_dict`` and ``load_state_dict`` keep in the checkpoint what a resumed
+run needs; with ``replays`` a batch is used so many times, and ``learn(g)`` is told the gradient for
+its pixels every time (``Free``). Bad arguments raise a TypeError or ValueError at once, images and
+labels that make no sense do so when the first batch comes.
+
+ε should grow from 0: a network that meets all of it at once may find that the same answer for every
+image, at a loss of ln K, is the best that it can do, and stay there.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from tinyadv.attacks.common import (
     check_counts,
     check_numbers,
     checked,
+    step_or_default,
 )
 from tinyadv.attacks.gradient import climb, pgd
 from tinyadv.attacks.spatial import spatial_random
@@ -89,13 +94,6 @@ class _Part:
         if not self.looked:
             checked(model, x, y)
             self.looked = True
-
-
-def _step_size(given: float | None, ball: Ball, steps: int) -> float:
-    """That which is given, or enough to cross the ball in ``steps`` steps."""
-    step_size = min(2.5 / steps, 1) * ball.epsilon if given is None else float(given)
-    check_numbers(step_size=step_size)
-    return step_size
 
 
 # ------------------------------------------------------------------------ perturb=: other examples
@@ -154,7 +152,7 @@ class MinMax(_Part):
         check_ball(ball)
         check_counts(steps=steps)
         self.ball, self.steps, self.loss = ball, steps, loss
-        self.step_size = _step_size(step_size, ball, steps)
+        self.step_size = step_or_default(step_size, ball, steps)
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Array:
         """x′: (N, …) -> (N, …)."""
@@ -188,12 +186,12 @@ class Fast(MinMax):
     A network may learn to be right exactly where a single step ends and nowhere else: accuracy
     under that step goes up while that under PGD falls to 0, within a few hundred steps
     (catastrophic overfitting). With ``watch``, some images that are not trained on are attacked now
-    and then: with the training's own step, with one that stays in [0, 1] from its start (FGSM), and
-    with 10 steps of PGD. When PGD's accuracy falls ``gap`` below FGSM's, training goes on with
-    ``rescue_steps`` steps of PGD until it is back: after Li et al. (2020), "Towards understanding
-    fast adversarial training", who look at a drop of PGD's accuracy. FGSM ends at the edge of the
-    ball, and is about as strong as PGD as long as all is well; the training's own step is weaker
-    from the first.
+    and then: with the training's own step, with the same from a start within [0, 1] (called FGSM
+    here), and with 10 steps of PGD. When PGD's accuracy falls ``gap`` below FGSM's, training goes
+    on with ``rescue_steps`` steps of PGD until it is back: after Li et al. (2020), "Towards
+    understanding fast adversarial training", who look at a drop of PGD's accuracy. Black and white
+    pixels end at the edge of the ball by FGSM, which on such images is about as strong as PGD as
+    long as all is well; the training's own step is weaker from the first.
 
     Parameters
     ----------
@@ -238,23 +236,32 @@ class Fast(MinMax):
         rng: np.random.Generator | int = 0,
     ):
         check_ball(ball)
-        step_size = 1.25 * ball.epsilon if step_size is None else step_size
+        if step_size is None and ball.epsilon < math.inf:
+            step_size = 1.25 * ball.epsilon
         super().__init__(ball, steps=1, step_size=step_size, warm_up=warm_up, loss=loss, rng=rng)
         check_counts(every=every, rescue_steps=rescue_steps)
         check_numbers(gap=gap)
-        if watch is not None and (not isinstance(watch, (tuple, list)) or len(watch) != 2):
-            raise TypeError(f"watch must be a pair (images, labels), got {type(watch).__name__}")
+        if watch is not None:
+            if not isinstance(watch, (tuple, list)) or len(watch) != 2:
+                kind = type(watch).__name__
+                raise TypeError(f"watch must be a pair (images, labels), got {kind}")
+            images, labels = map(len, watch)
+            if not images == labels > 0:
+                raise ValueError(
+                    f"watch needs images, and a label for each; got {images} and {labels} labels"
+                )
         self.watch, self.every, self.gap, self.rescue_steps = watch, every, gap, rescue_steps
         self.step, self.looks, self.overfitted = 0, [], False
 
-    def __call__(self, model, x, y):
+    def __call__(self, model: Callable, x: Array, y: Array) -> Array:
+        """x′: (N, …) -> (N, …), after a look at the watched images if it is time."""
         self._look_once(model, x, y)
         if self.watch is not None and self.step % self.every == 0:
             self._look(model)
         self.step += 1
         if not self.overfitted:
             return super().__call__(model, x, y)
-        step_size = _step_size(None, self.ball, self.rescue_steps)
+        step_size = step_or_default(None, self.ball, self.rescue_steps)
         return self._climb(model, x, y, self.rescue_steps, step_size, self.rng)
 
     def _start(self, x, rng):
@@ -330,7 +337,7 @@ class Free(_Part):
         check_ball(ball)
         check_counts(replays=replays)
         self.ball, self.replays, self.delta = ball, replays, None
-        self.step_size = _step_size(step_size, ball, 1)
+        self.step_size = step_or_default(step_size, ball, 1)
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Tensor:
         """x + δ as a tensor: ``fit`` then takes its gradient as well, and calls :meth:`learn`."""
@@ -391,6 +398,7 @@ class WorstOfK(_Part):
         self.how = {"k": k, "max_angle": max_angle, "max_shift": max_shift}
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Array:
+        """x′: (N, C, H, W) -> (N, C, H, W)."""
         return spatial_random(model, x, y, **self.how, rng=self.rng)
 
 
@@ -434,7 +442,7 @@ class Trades(_Part):
         check_counts(steps=steps)
         check_numbers(beta=beta, start=start)
         self.ball, self.beta, self.steps, self.start = ball, float(beta), steps, float(start)
-        self.step_size = _step_size(step_size, ball, steps)
+        self.step_size = step_or_default(step_size, ball, steps)
 
     def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the logits of the images (N, K)."""
@@ -495,6 +503,8 @@ class GradientPenalty(_Part):
 
     def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the logits of the images (N, K)."""
+        if not isinstance(x, Tensor):  # Free has looked at its own
+            self._look_once(model, x, y)
         image = x if isinstance(x, Tensor) else Tensor(x)
         logits = model(image)
         loss = cross_entropy(logits, y)
@@ -539,11 +549,13 @@ class IntervalBound(_Part):
         attack: Callable | None = None,
     ):
         super().__init__()
-        check_numbers(epsilon=epsilon, ramp_start=ramp[0])
+        check_numbers(epsilon=epsilon)
         check_ball(Linf(epsilon))
-        if not ramp[0] <= ramp[1] < math.inf or not 0 <= kappa <= 1:
+        if not isinstance(ramp, (tuple, list)) or len(ramp) != 2:
+            raise TypeError(f"ramp must be a pair of epochs (start, end), got {ramp!r}")
+        if not 0 <= ramp[0] <= ramp[1] < math.inf or not 0 <= kappa <= 1:
             raise ValueError(
-                f"expected epochs start ≤ end in ramp and 0 ≤ kappa ≤ 1, got {ramp} and {kappa}"
+                f"expected epochs 0 ≤ start ≤ end in ramp and 0 ≤ kappa ≤ 1, got {ramp} and {kappa}"
             )
         self.epsilon, self.kappa = float(epsilon), float(kappa)
         self.ramp, self.attack = ramp, attack
@@ -555,7 +567,10 @@ class IntervalBound(_Part):
 
     def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the logits (N, K) of what the first term is about."""
-        self._look_once(model, x, y)
+        if not self.looked:
+            self._look_once(model, x, y)
+            if self.kappa < 1:  # is there a rule for every layer?
+                worst_logits(model, x[:1], x[:1], y[:1])
         logits = model(x if self.attack is None else self.attack(model, x, y))
         loss = cross_entropy(logits, y)
         kappa = 1 - self.share * (1 - self.kappa)

@@ -24,7 +24,7 @@ import numpy as np
 
 from tinyadv.attacks.blackbox import square
 from tinyadv.attacks.boundary import fab, ranked_others
-from tinyadv.attacks.common import AttackWarning, all_logits, check_counts, checked
+from tinyadv.attacks.common import AttackWarning, all_logits, asked_again, check_counts, checked
 from tinyadv.attacks.gradient import apgd
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
@@ -239,9 +239,8 @@ def _check_ball_and_shape(ball, x) -> None:
 
 def _check_same_answers(model, x) -> None:
     """Warn if the model's logits are other ones when it is asked again."""
-    first, again = all_logits(model, x[:100]), all_logits(model, x[:100])
-    change, size = float(abs(first - again).max()), float(abs(first).max())
-    if change > 1e-3 * size:
+    random, change, _ = asked_again(model, x[:100])
+    if random:
         warnings.warn(
             f"the model's logits for the same images changed by up to {change:.3g}: it seems to be "
             "random. What breaks it once need not do so again; attack its average instead",

@@ -22,7 +22,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tinyadv.attacks.common import all_logits, by_pieces, check_counts, checked, per_example
+from tinyadv.attacks.common import (
+    all_logits,
+    by_pieces,
+    check_counts,
+    checked,
+    per_example,
+    tensor_logits,
+)
 from tinyadv.attacks.minimal import Smallest, _lead, _rounding, _verified
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L1, L2, Ball, Linf
@@ -233,12 +240,7 @@ def _nearest_boundary(model, point, y, target, classes, ball):
     with the class that is ahead of it.
     """
     xp, image = array_module(point), Tensor(point)
-    logits = model(image)
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"the model must return a Tensor when it is given one, got {type(logits).__name__}: "
-            "compute with tinyadv.ops, which remembers how to go back to the pixels"
-        )
+    logits = tensor_logits(model, image)
     z = logits.value
     if target is None:
         own = one_hot(y, z)

@@ -78,12 +78,7 @@ def input_gradient(model: Callable, x: Array, y: Array, target=None, *, loss: Ca
         If the loss does not return one number for each example.
     """
     image = Tensor(x)
-    logits = model(image)
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"the model must return a Tensor when it is given one, got {type(logits).__name__}: "
-            "compute with tinyadv.ops, which remembers how to go back to the pixels"
-        )
+    logits = tensor_logits(model, image)
     value = to_raise(loss, logits, y, target)  # (N,)
     if value.shape != (len(x),):
         raise ValueError(
@@ -93,6 +88,17 @@ def input_gradient(model: Callable, x: Array, y: Array, target=None, *, loss: Ca
     # An example's pixels act on its own loss alone, so the sum has all gradients at once.
     (g,) = grad(ops.sum(value), [image])
     return g, value.value, logits.value
+
+
+def tensor_logits(model: Callable, image: Tensor) -> Tensor:
+    """``model(image)``, (N, K), or a TypeError if there is no way back from it to the pixels."""
+    logits = model(image)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model must return a Tensor when it is given one, got {type(logits).__name__}: "
+            "compute with tinyadv.ops, which remembers how to go back to the pixels"
+        )
+    return logits
 
 
 def is_fooled(logits: Array, y: Array, target: Array | None = None) -> Array:
@@ -113,6 +119,22 @@ def all_logits(model: Callable, x: Array, batch_size: int = 500) -> Array:
     """The logits of any number of images, some at a time: (N, …) -> (N, K)."""
     parts = [_value(model(x[i : i + batch_size])) for i in range(0, len(x), batch_size)]
     return array_module(x).concatenate(parts)
+
+
+def asked_again(model: Callable, x: Array) -> tuple[bool, float, float]:
+    """Whether the logits of the same images are others the second time, their change, their size.
+
+    The change is that of one logit at most, and counts if it is above a thousandth of the largest.
+    """
+    first, again = all_logits(model, x), all_logits(model, x)
+    change, size = float(abs(first - again).max()), float(abs(first).max())
+    return change > 1e-3 * size, change, size
+
+
+def seem_probabilities(logits: Array) -> bool:
+    """Whether all rows, (N, K), are ≥ 0 and add up to 1."""
+    low, off = float(logits.min()), float(abs(logits.sum(1) - 1).max())
+    return logits.shape[1] > 1 and low >= 0 and off < 1e-3
 
 
 def per_example(a: Array, x: Array) -> Array:
@@ -221,7 +243,7 @@ def _check_logits(logits) -> int:
     row = to_numpy(logits)[0]
     if not np.isfinite(row).all():
         raise ValueError(f"the model returned NaN or infinity for the first image: {row}")
-    if len(row) > 1 and row.min() >= 0 and abs(row.sum() - 1) < 1e-3:
+    if seem_probabilities(row[None]):
         warnings.warn(
             "the model seems to return probabilities: its numbers are ≥ 0 and add up to 1. Give it "
             "without its softmax. Behind a softmax gradients vanish where the network is sure, "
@@ -283,6 +305,22 @@ def check_counts(**counts) -> None:
     for name, count in counts.items():
         if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name} must be an integer ≥ 1, got {count!r}")
+
+
+def step_or_default(step_size: float | None, ball: Ball, steps: int) -> float:
+    """α: that which is given, or 2.5 ε / steps and ε at most, by which an attack gets about.
+
+    Raises
+    ------
+    ValueError
+        If it is no number ≥ 0, or if none is given and the ball is infinite.
+    """
+    if step_size is None:
+        if ball.epsilon == math.inf:
+            raise ValueError(f"give step_size: {ball} has no edge to measure a step by")
+        step_size = min(2.5 / steps, 1) * ball.epsilon
+    check_numbers(step_size=step_size)
+    return float(step_size)  # a NumPy number would make float64 of float32 images
 
 
 # ------------------------------------------------------------------------------ pieces of a batch

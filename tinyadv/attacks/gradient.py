@@ -26,11 +26,11 @@ from tinyadv.attacks.common import (
     check_ball,
     check_counts,
     check_finite,
-    check_numbers,
     checked,
     input_gradient,
     is_fooled,
     per_example,
+    step_or_default,
     to_raise,
     worse,
 )
@@ -57,7 +57,8 @@ def fgsm(
 
     Goodfellow et al. (2015), "Explaining and harnessing adversarial examples". It is one step of
     :func:`pgd` with step size ε, from x itself. With ``random_start=True`` and a step of 1.25 ε it
-    is the inner maximisation of Wong et al. (2020), "Fast is better than free".
+    is after Wong et al. (2020), "Fast is better than free", who also start outside of [0, 1]:
+    theirs is :class:`tinyadv.defenses.Fast`.
 
     Parameters
     ----------
@@ -119,8 +120,8 @@ def pgd(
         values 0–1. In L1 the steepest step changes one pixel alone, and comes to nothing where that
         pixel is black or white already; shared among more pixels, steps get farther.
     step_size : float, optional
-        α, in the ball's norm. By default 2.5 ε / steps, and ε at most: enough to reach any point
-        of the ball from any other, and to move along its surface after that.
+        α, in the ball's norm. By default 2.5 ε / steps, and ε at most: from three steps on
+        enough to reach any point of the ball from any other, and to move along its surface then.
     steps : int
     restarts : int
         Runs from different random starts. Of each image the worst result is kept: one that fools
@@ -173,8 +174,7 @@ def pgd(
     check_ball(ball)
     x, y, target = checked(model, x, y, target)
     check_counts(steps=steps, restarts=restarts)
-    # A NumPy number would make float64 of float32 images.
-    step_size = float(min(2.5 / steps, 1) * ball.epsilon if step_size is None else step_size)
+    step_size = step_or_default(step_size, ball, steps)
     _check_step(step_size, ball, random_start)
     if not momentum >= 0:
         raise ValueError(f"momentum must be ≥ 0, got {momentum}")
@@ -218,7 +218,6 @@ def climb(
 
 
 def _check_step(step_size: float, ball: Ball, random_start: bool) -> None:
-    check_numbers(step_size=step_size)
     if step_size > ball.epsilon and not random_start:
         warnings.warn(
             f"a step of {step_size:g} is longer than ε = {ball.epsilon:g}: from x, each step ends "
@@ -336,7 +335,7 @@ def apgd(
         result, best, best_g, best_value = delta, delta, g, value
         has_fooled = fooled
         rises = xp.zeros_like(value)  # steps that raised the loss since the last checkpoint
-        halved, best_value_then, last = fooled & ~fooled, value, 0
+        halved, best_value_then, last = xp.zeros_like(fooled), value, 0
         for k in range(1, steps + 1):
             z = ball.project(delta + rows(eta) * ball.steepest(g), low, high)
             mu = momentum if k > 1 else 0.0

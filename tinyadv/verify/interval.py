@@ -22,6 +22,7 @@ import numpy as np
 from tinyadv import conv, ops
 from tinyadv.backend import array_module
 from tinyadv.data import batches
+from tinyadv.evaluate import _check_classes, _check_pixels, _examples_and_labels
 from tinyadv.layers import (
     Activation,
     AvgPool2d,
@@ -135,9 +136,23 @@ def certified(model: Sequential, x: Array, y: Array, epsilon: float) -> Array:
     y : (N,) integers
     epsilon : float
         In pixel values 0–1.
+
+    Returns
+    -------
+    certified : (N,) bool, on the backend of ``x``
+
+    Raises
+    ------
+    TypeError
+        If a layer has no interval rule, or the model is no ``Sequential`` that ends in a ``Dense``.
+    ValueError
+        If pixels are outside [0, 1], labels are not N of the model's classes, or ε is negative.
     """
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be ≥ 0, got {epsilon}")
+    x, y = _examples_and_labels(x, y, "certified")
+    _check_pixels(x, "x")
+    _check_classes(model, x, y)
     xp = array_module(x)
     low, high = xp.clip(x - epsilon, 0, 1), xp.clip(x + epsilon, 0, 1)
     worst = _value(worst_logits(model, low, high, y))
@@ -151,10 +166,9 @@ def certified_accuracy(
 ) -> float:
     """The share of examples that are certified, between 0 and 1: a lower bound under any attack.
 
-    Arguments as for :func:`certified`.
+    Arguments and errors as for :func:`certified`; so many examples at a time.
     """
-    if len(x) == 0:
-        raise ValueError("certified_accuracy needs one example at least, got none")
+    x, y = _examples_and_labels(x, y, "certified_accuracy")
     count = 0
     for xb, yb in batches(x, y, batch_size):
         count = count + certified(model, xb, yb, epsilon).sum()
