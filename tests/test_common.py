@@ -1,5 +1,6 @@
 """What the lessons share: flags, and networks that are trained once."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +162,44 @@ def test_every_recipe_can_be_followed(name, tmp_path, monkeypatch):
             np.testing.assert_array_equal(a.value, b.value)
             if common.recipes(args, data)[name].get("half"):
                 np.testing.assert_array_equal(a.value, a.value.astype(np.float16))
+
+
+@pytest.mark.parametrize("change", ["key", "epochs", "lr", "seed"])
+def test_what_is_fitted_once_depends_on_all_that_is_given(cache, monkeypatch, change):
+    images = np.random.default_rng(0).random((20, 1, 28, 28), np.float32)
+    data = Dataset("glyphs", images, np.arange(20) % 10, images, np.arange(20) % 10, ("0",))
+    how = {"key": {"name": 1}, "epochs": 2, "lr": [(0, 0.01), (2, 0.001)], "seed": 0}
+    other = {"key": {"name": 2}, "epochs": 1, "lr": [(0, 0.02)], "seed": 1}
+    seen = []
+
+    def weights(key, epochs, lr, seed):
+        args = SimpleNamespace(seed=seed, backend="numpy")
+
+        def each(model, x, y):
+            seen.append(len(x))
+            return x
+
+        model = common.fitted(
+            args, data, key, lambda: models.mlp((784, 10), 3), epochs, lr, perturb=each
+        )
+        return model.parameters()[0].value
+
+    first, again = weights(**how), weights(**how)
+    np.testing.assert_array_equal(first, again)
+    assert seen == [20, 20]  # a step in each of two epochs, in the first training alone
+    different = weights(**{**how, change: other[change]})
+    assert len(seen) > 2 and (change in ("key", "seed") or not np.array_equal(first, different))
+
+
+def test_a_record_says_how_much_was_not_computed_again(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "REUSED", [])
+    args = arguments(monkeypatch, "--record", "--out", str(tmp_path / "out"))
+    for expected in (0, 2):
+        common.cached_model({"of": 1}, lambda: models.mlp((4, 3), 0), Training())
+        common.cached_numbers({"of": 2}, lambda: {"a": 1})
+        common.record(args, "00_test", {"a": 1})
+        (file,) = (tmp_path / "out" / "results").glob("00_test*.json")
+        assert json.loads(file.read_text())["reused"] == expected
 
 
 # ---- weights that are kept, and networks that are judged -----------------------------------------

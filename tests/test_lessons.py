@@ -63,6 +63,71 @@ def test_an_introduction_quotes_recorded_numbers(lesson):
         assert any(abs(100 * n - float(q)) <= half or n == float(q) for n in numbers), f"{q} %"
 
 
+def p(share, digits=0):
+    return f"{100 * share:.{digits}f}"
+
+
+def said_of_the_penalty(n, full):
+    rows, curve = n["table"], n["curves"]
+    natural, penalty, robust = rows["natural"], rows["λ = 3"], rows["min-max"]
+    at = n["radii"].index(0.2)
+    yield f"from {p(natural['FGSM'])} to {p(penalty['FGSM'])} % under FGSM"
+    yield f"from {p(natural['PGD'])} to {p(penalty['PGD'])} % under PGD"
+    yield f"at ε = 0.2 PGD leaves {p(curve['λ = 3']['PGD'][at])} %"
+    yield f"{p(robust['PGD'])} % under PGD at 0.1, and {p(curve['min-max']['PGD'][at])} % at 0.2"
+    rows, curve = full["table"], full["curves"]
+    natural, penalty = rows["natural"], rows["λ = 8"]
+    yield f"FGSM at 0.1 leaves {p(penalty['FGSM'], 1)} % instead of {p(natural['FGSM'], 1)} %"
+    smooth = rows["smooth, λ = 8"]["FGSM"], rows["smooth, natural"]["FGSM"]
+    yield "(with softplus {} % instead of {} %)".format(*(p(share, 1) for share in smooth))
+    yield f"and PGD {p(penalty['PGD'], 1)} % instead of {p(natural['PGD'], 1)} %"
+    left = (p(curve[name]["PGD"][at]) for name in ("λ = 8", "min-max"))
+    yield "PGD at 0.2 leaves {} %, and {} % after min-max training".format(*left)
+
+
+def said_of_capacity(n, full):
+    def row(training, test):
+        return n["accuracy"][f"{training} training, {test} examples"]
+
+    natural, most = row("natural", "natural"), max(row("natural", "PGD"))
+    yield f"{p(natural[0], 1)} and {p(natural[-1], 1)} % of the printed digits"
+    yield f"{p(most, 1)} % under PGD at any width"
+    stands, losses = (p(share) for share in row("PGD", "PGD")), n["training_loss"]["PGD"]
+    yield "{}, {} and {} % under PGD".format(*stands)
+    yield "at a loss of {:.2f}, {:.2f} and {:.2f}".format(*losses)
+    yield "{}, {} and {} % under FGSM".format(*(p(share) for share in row("FGSM", "FGSM")))
+    yield f"{p(max(row('FGSM', 'PGD')))} % or less under PGD"
+    yield f"It reads {p(n['abrupt']['accuracy'])} % of the clean images"
+    yield f"and {p(n['abrupt']['accuracy_pgd'])} % of PGD's examples"
+
+
+def said_of_evaluating(n, full):
+    fast, networks = n["networks"]["fast"], n["networks"]
+    yield f"a single step leaves {p(fast['single_step'], 1)} % of the printed digits"
+    yield f"50 steps from each of ten starts leave {p(fast['naive'], 1)} %"
+    yield f"the ensemble {p(fast['true'], 1)} %"
+    older = p(networks["distilled"]["naive"]), p(networks["squeezed"]["naive"])
+    yield "Two older defences keep {} % and {} % under PGD".format(*older)
+    yield f"and so {p(n['squeezed_to_one_bit_under_bpda'], 1)} % of the printed digits"
+    fast = full["networks"]["fast"]
+    yield f"keeps {p(fast['naive'], 1)} % under PGD and {p(fast['true'], 1)} % under the ensemble"
+
+
+@pytest.mark.parametrize(
+    "stem, said",
+    [
+        ("08_gradient_regularisation", said_of_the_penalty),
+        ("09_capacity", said_of_capacity),
+        ("12_evaluating_honestly", said_of_evaluating),
+    ],
+)
+def test_an_introduction_says_of_each_number_what_it_is(stem, said):
+    text = " ".join(ast.get_docstring(ast.parse((ROOT / f"lessons/{stem}.py").read_text())).split())
+    files = (ROOT / "lessons" / "results" / f"{stem}{kind}.json" for kind in ("", "-mnist-full"))
+    for sentence in said(*(json.loads(file.read_text())["numbers"] for file in files)):
+        assert sentence in text
+
+
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 def test_a_lesson_is_a_notebook(lesson):
     jupytext = pytest.importorskip("jupytext")

@@ -138,6 +138,11 @@ def without_gradient(squeeze: Callable) -> Callable:
     ----------
     squeeze : function
         Takes an array (N, …), returns one of the same shape.
+
+    Returns
+    -------
+    squeeze : function
+        The same for arrays and tensors, (N, …) -> (N, …).
     """
 
     @primitive
@@ -159,6 +164,11 @@ def straight_through(squeeze: Callable) -> Callable:
     ----------
     squeeze : function
         As for :func:`without_gradient`; also one that :func:`bit_depth` or :func:`median` made.
+
+    Returns
+    -------
+    squeeze : function
+        The same for arrays and tensors, (N, …) -> (N, …).
     """
 
     @primitive

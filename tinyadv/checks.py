@@ -8,7 +8,8 @@ the gradient useless. Each of these symptoms gives such a defence away:
     zero gradients   the loss is flat, exactly or nearly, where the images are
     random answers   the same image twice gets two answers
     probabilities    the model ends in a softmax, behind which gradients vanish
-    more steps       a longer attack, or in a larger ball, finds less
+    more steps       a longer attack finds less than a shorter one
+    larger ε         an attack in a larger ball finds less than one in a smaller ball
     unbounded        an attack that may change everything leaves some images right
     black box        a search with no gradient finds what the gradient does not
     transfer         images made on another network do better than those made on this one
