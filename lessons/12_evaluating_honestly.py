@@ -551,6 +551,7 @@ def draw_reported(ax):
         wide = high - low > 12
         ax.annotate(f"{low:.0f}", (low, at), (0 if wide else -5, 10), textcoords="offset points",
                     ha="center" if wide else "right", color=common.RED, weight="bold")  # fmt: skip
+        wide |= "single_step" in row  # whose number is to the right of this one
         ax.annotate(f"{high:.0f}", (high, at), (0 if wide else 5, 10), textcoords="offset points",
                     ha="center" if wide else "left", color=common.BLUE)  # fmt: skip
     ax.set_yticks(range(len(ORDER)), [*reversed(ORDER)], fontsize=12)
