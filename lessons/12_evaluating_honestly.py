@@ -443,7 +443,7 @@ if data.name == "mnist" and args.full:
     for name in ("clean", "FGSM", "PGD-40", "PGD-100", "ensemble"):
         print(f"{name:8}  {100 * left[name]:6.2f} % of {left['images']} images stand")
 else:
-    robust = common.robust_cnn(args, data)
+    robust, _ = common.defended(args, data, "PGD")
     against_robust = f"PGD-{STEPS}×{STARTS}"
     rows["robust"] = {
         "clean": share_right(robust, x),
