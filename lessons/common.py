@@ -343,18 +343,16 @@ def fitted(args, data, key: dict, build: Callable, epochs: int, lr: Sequence[tup
             schedule=tinyadv.optim.piecewise_linear(lr), rng=args.seed, validate=False, **how,
         )  # fmt: skip
 
-    key = {
-        **key,
-        "optimizer": "Adam",
-        "lr": lr,
-        "batch_size": BATCH,
-        "data": data.name,
-        "images": len(data.x_train),
-        "epochs": epochs,
-        "seed": args.seed,
-        "backend": args.backend,
-    }
+    key = {**key, "optimizer": "Adam", "lr": lr, **_shared_key(args, data, epochs)}
     return cached_model(key, build, train)
+
+
+def _shared_key(args, data, epochs: int) -> dict:
+    """What the weights of every network depend on that is trained in batches of 128."""
+    return {
+        "batch_size": BATCH, "data": data.name, "images": len(data.x_train), "epochs": epochs,
+        "seed": args.seed, "backend": args.backend,
+    }  # fmt: skip
 
 
 def cached_numbers(key: dict, compute: Callable[[], dict]) -> dict:
@@ -420,12 +418,7 @@ def trained_cnn(args, data: tinyadv.data.Dataset):
         "init": init,
         "optimizer": "RMSprop",
         **RMSPROP,
-        "batch_size": BATCH,
-        "data": data.name,
-        "images": len(data.x_train),
-        "epochs": epochs,
-        "seed": args.seed,
-        "backend": args.backend,
+        **_shared_key(args, data, epochs),
     }
     return cached_model(key, build, lambda model: train_cnn(model, data, epochs, args.seed))
 

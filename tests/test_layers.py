@@ -123,12 +123,9 @@ def test_init_is_a_choice(name, default):
         assert_same_weights(make(), make(init=other), same=False)
 
 
-@pytest.mark.parametrize("make, pixels", [(models.fast_cnn, 7 * 7), (models.interval_cnn, 10 * 10)])
-def test_a_network_made_larger(make, pixels):
-    model = make(width=2, hidden=512)
-    shapes = [p.shape for p in model.parameters()[::2]]
-    assert shapes == [(32, 1, 4, 4), (64, 32, 4, 4), (512, 64 * pixels), (10, 512)]
-    assert model(IMAGES).shape == (3, 10)
+def test_fast_cnn_made_larger():
+    shapes = [p.shape for p in models.fast_cnn(width=2, hidden=512).parameters()[::2]]
+    assert shapes == [(32, 1, 4, 4), (64, 32, 4, 4), (512, 3136), (10, 512)]
 
 
 def test_slides_cnn_written_out_with_operations(xp):

@@ -54,25 +54,22 @@ def fast_cnn(rng=0, *, width: int = 1, hidden: int = 100, init: str = "he_normal
     )
 
 
-def interval_cnn(
-    rng=0, *, width: int = 1, hidden: int = 100, init: str = "interval_normal"
-) -> Sequential:
+def interval_cnn(rng=0, *, init: str = "interval_normal") -> Sequential:
     """The small network of Gowal et al. (2018), who train on interval bounds: 329,606 parameters.
 
-    For 28×28 grey images. ``width`` and ``hidden`` as for :func:`fast_cnn`. Unlike theirs it begins
-    with weights for which the bounds of a new network are of use, those of Shi et al. (2021).
+    For 28×28 grey images. Unlike theirs it begins with weights for which the bounds of a new
+    network are of use, those of Shi et al. (2021).
     """
     how = {"rng": np.random.default_rng(rng), "init": init}
-    c = 16 * width
     return Sequential(
-        Conv2d(1, c, 4, stride=2, **how),  # (N, 1, 28, 28) -> (N, 16, 13, 13)
+        Conv2d(1, 16, 4, stride=2, **how),  # (N, 1, 28, 28) -> (N, 16, 13, 13)
         ReLU(),
-        Conv2d(c, 2 * c, 4, **how),  # -> (N, 32, 10, 10)
+        Conv2d(16, 32, 4, **how),  # -> (N, 32, 10, 10)
         ReLU(),
         Flatten(),  # -> (N, 3200)
-        Dense(2 * c * 100, hidden, **how),
+        Dense(3200, 100, **how),
         ReLU(),
-        Dense(hidden, 10, **how),
+        Dense(100, 10, **how),
     )
 
 
