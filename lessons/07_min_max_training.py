@@ -25,7 +25,8 @@ gradients".
 of it training; the networks are kept, and the next run takes half a minute. On handwritten digits
 `python lessons/07_min_max_training.py --data mnist --full`: some eleven hours of one core, four of
 them for the attacks on the largest network alone (`--robust-images 1000` does with a tenth of its
-images). What is done is kept, so it can be stopped and started again. (`--data mnist` without
+images). What is done is kept, so it can be stopped and started again; and with `--keep` rows are
+taken from the recorded results unless their settings have changed since. (`--data mnist` without
 `--full` trains the same seven networks, in an hour of one core, and attacks them less.)
 
 **What to look for.** Robust training is ordinary training and a loop inside. The full ε from the
@@ -56,6 +57,7 @@ some networks are attacked on every tenth of the 10,000 test images.
 
 # %%
 import dataclasses
+import functools
 import warnings
 
 import common
@@ -69,7 +71,7 @@ from tinyadv.balls import Linf
 from tinyadv.losses import cross_entropy
 
 NAME = "07_min_max_training"
-args = common.arguments(__doc__, robust_images=common.ROBUST_IMAGES)
+args = common.arguments(__doc__, keep=True, robust_images=common.ROBUST_IMAGES)
 xp = args.xp  # numpy or cupy
 
 data = common.load_data(args, *((2000, 300) if args.quick else ()))
@@ -335,10 +337,16 @@ assert np.allclose(by_hand, librarys, atol=1e-9) and below <= above
 
 # %%
 recipes = common.recipes(args, data)
-trained = {name: common.defended(args, data, name) for name in recipes}
-networks = {name: model for name, (model, seconds) in trained.items()}
-if args.record and args.full and data.name == "mnist" and args.seed == 0:
-    common.keep_weights(args, networks[common.HEADLINE], recipes[common.HEADLINE]["network"])
+
+
+@functools.cache
+def trained(name, seed=args.seed):
+    """A network, and the seconds that its training took."""
+    model, seconds = common.defended(args, data, name, seed)
+    if name == common.HEADLINE and args.record and args.full and seed == 0:
+        common.keep_weights(args, model, recipes[name]["network"])
+    return model, seconds
+
 
 # %% [markdown]
 # ## Who is right, and who asks
@@ -360,12 +368,15 @@ x, y = common.test_images(args, data, IMAGES)
 
 def row_of(name, seed, images):
     """The row of a network in the table, accuracies as shares of the images."""
-    model, took = trained[name] if seed == args.seed else common.defended(args, data, name, seed)
-    shares = judge.judged(
-        model, *common.test_images(args, data, images), EPSILON,
-        starts=STARTS, ensemble=ENSEMBLE, seed=seed,
-    )  # fmt: skip
-    return shares | {"seconds": took["wall"], "cpu_seconds": took["cpu"]}
+    how = {"starts": STARTS, "ensemble": ENSEMBLE, "seed": seed}
+
+    def measured():
+        model, took = trained(name, seed)
+        shares = judge.judged(model, *common.test_images(args, data, images), EPSILON, **how)
+        return shares | {"seconds": took["wall"], "cpu_seconds": took["cpu"]}
+
+    key = {"recipe": recipes[name], "judged_at": EPSILON, "images": images, **how}
+    return common.recorded(args, NAME, key, measured)
 
 
 def images_for(name):
@@ -375,14 +386,14 @@ def images_for(name):
     return len(data.x_test) if name in ALL_IMAGES else IMAGES
 
 
-result = {name: row_of(name, args.seed, images_for(name)) for name in networks}
+result = {name: row_of(name, args.seed, images_for(name)) for name in recipes}
 numbers["networks"] = result
 rows = [
     [
         name,
         *(f"{100 * row[c]:.1f} %" for c in judge.COLUMNS),
         row["images"],
-        f"{row['cpu_seconds']:.0f}",
+        f"{row['cpu_seconds'] or np.nan:.0f}",
     ]
     for name, row in result.items()
 ]
@@ -417,22 +428,32 @@ else:
 
 
 # %%
-def what_stands(name, model):
-    if name == "interval bounds":
-        return verify.certified_accuracy(model, *common.test_images(args, data, 10_000), EPSILON)
+def after(name, epochs):
+    """How long that training takes, and what stands then."""
     how = {"starts": 0, "ensemble": SHORT, "seed": args.seed}
-    return judge.judged(model, x, y, EPSILON, **how)["ensemble"]
+
+    def measured():
+        model, took = common.defended(args, data, name, epochs=epochs)
+        if name == "interval bounds":
+            many = common.test_images(args, data, 10_000)
+            stand = verify.certified_accuracy(model, *many, EPSILON)
+        else:
+            stand = judge.judged(model, x, y, EPSILON, **how)["ensemble"]
+        return {"cpu_seconds": took["cpu"], "stand": stand}
+
+    recipe = common.of_length(recipes[name], epochs)
+    key = {"recipe": recipe, "judged_at": EPSILON, "images": len(x), "curve": True, **how}
+    return common.recorded(args, NAME, key, measured)
 
 
 growing, rows = {}, []
 for name, lengths in LENGTHS.items():
     growing[name], before = {}, None
     for epochs in lengths:
-        model, took = common.defended(args, data, name, epochs=epochs)
-        stand = what_stands(name, model)
-        growing[name][epochs] = {"cpu_seconds": took["cpu"], "stand": stand}
+        found = growing[name][epochs] = after(name, epochs)
+        seconds, stand = found["cpu_seconds"] or np.nan, found["stand"]
         gain = "" if before is None else f"{100 * (stand - before):+.1f}"
-        rows.append([name, epochs, f"{took['cpu']:.0f}", f"{100 * stand:.1f} %", gain])
+        rows.append([name, epochs, f"{seconds:.0f}", f"{100 * stand:.1f} %", gain])
         before = stand
 numbers["more_time"] = growing
 if rows:
@@ -452,8 +473,7 @@ else:
 
 # %%
 shown = [int(np.flatnonzero(to_numpy(y) == digit)[0]) for digit in (2, 3, 5, 7)]
-faces = {"natural": networks["natural"], "PGD": networks["PGD"]}
-faces["interval bounds"] = networks["interval bounds"]
+faces = {name: trained(name)[0] for name in ("natural", "PGD", "interval bounds")}
 
 
 def pixel_gradient(model, x, y):
@@ -546,7 +566,7 @@ CURVES = {  # colour, label, and where it stands: how far from the first or the 
 }
 for name, curve in growing.items():
     ax, (colour, label, at, offset) = below[2], CURVES[name]
-    minutes = [found["cpu_seconds"] / 60 for found in curve.values()]
+    minutes = [(found["cpu_seconds"] or np.nan) / 60 for found in curve.values()]
     stand = [100 * found["stand"] for found in curve.values()]
     ax.plot(minutes, stand, "o-", ms=4, color=colour)
     ax.annotate(label, (minutes[at], stand[at]), offset, textcoords="offset points",

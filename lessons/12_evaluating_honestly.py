@@ -91,7 +91,7 @@ from tinyadv.broken import (
 )
 
 NAME = "12_evaluating_honestly"
-args = common.arguments(__doc__, robust_images=common.ROBUST_IMAGES)
+args = common.arguments(__doc__, keep=True, robust_images=common.ROBUST_IMAGES)
 xp = args.xp  # numpy or cupy
 
 IMAGES = 60 if args.quick else 1000 if args.full else 200  # test images that are attacked
@@ -436,7 +436,10 @@ rows["detector"] = {
 if data.name == "mnist" and args.full:
     robust = common.kept_weights(args)
     many = common.test_images(args, data, args.robust_images)
-    left = judge.judged(robust, *many, EPSILON, starts=20, ensemble={}, seed=args.seed)
+    how = {"starts": 20, "ensemble": {}, "seed": args.seed}
+    key = {"weights": judge.digest(*robust.state_dict().values()), "judged_at": EPSILON,
+           "images": args.robust_images, **how}  # fmt: skip
+    left = common.recorded(args, NAME, key, lambda: judge.judged(robust, *many, EPSILON, **how))
     rows["robust"] = {"clean": left["clean"], "naive": left["PGD-100"], "true": left["ensemble"]}
     rows["robust"] |= {"images": left["images"], "works": "ensemble", "broken": left["ensemble"]}
     against_robust = "PGD-100×20"

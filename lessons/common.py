@@ -64,7 +64,12 @@ STYLE = {
 }
 
 
-def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **counts: tuple[int, str]):
+def arguments(
+    doc: str,
+    datasets: Sequence[str] = GREY_IMAGES,
+    keep: bool = False,
+    **counts: tuple[int, str],
+):
     """The flags of a lesson, as an ``argparse.Namespace``; also sets the style of the figures.
 
     Parameters
@@ -73,6 +78,8 @@ def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **counts: tuple[i
         The lesson's docstring.
     datasets : sequence of str
         What ``--data`` may be, the default first; empty for a lesson that uses no images.
+    keep : bool
+        Whether there is a ``--keep``: see :func:`recorded`.
     **counts : (default, help)
         The lesson's own flags: ``epochs=(10, "passes over the data")`` makes ``--epochs N``, with N
         at least 1.
@@ -98,6 +105,9 @@ def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **counts: tuple[i
     flag("--record", action="store_true", help="write lessons/figures and lessons/results")
     flag("--out", type=Path, metavar="DIR", help="write there; default: lessons/out")
     flag("--show", action="store_true", help="open the figure in a window")
+    if keep:
+        text = "take what was recorded with the same settings, and compute the rest"
+        flag("--keep", action="store_true", help=text)
     for name, (default, text) in counts.items():
         option, text = "--" + name.replace("_", "-"), f"{text}; default: {default}"
         flag(option, type=_at_least(1), default=default, metavar="N", help=text)
@@ -110,7 +120,7 @@ def arguments(doc: str, datasets: Sequence[str] = GREY_IMAGES, **counts: tuple[i
     args.given = {
         name: value
         for name, value in vars(args).items()
-        if name not in ("record", "out", "show") and value != parser.get_default(name)
+        if name not in ("record", "keep", "out", "show") and value != parser.get_default(name)
     }
     if not datasets:
         args.given.pop("data", None)
@@ -220,6 +230,7 @@ def record(args, name: str, numbers: dict) -> None:
     if not args.record:
         return
     command = ["python", f"lessons/{name}.py", "--record"]
+    command += ["--keep"] if getattr(args, "keep", False) else []
     for key, value in args.given.items():
         command.append("--" + key.replace("_", "-") + ("" if value is True else f" {value}"))
     versions = {
@@ -378,11 +389,48 @@ def cached_numbers(key: dict, compute: Callable[[], dict]) -> dict:
     return numbers
 
 
+def recorded(args, name: str, key: dict, compute: Callable[[], dict]) -> dict:
+    """``compute()``, or with ``--keep`` what the committed results of lesson ``name`` hold of it.
+
+    For a table that takes hours when one of its rows has changed. The result has a digest of the
+    key in it, ``"key"``, by which it is found again. The cache cannot serve for that: other
+    machines do not have it, and on another processor a training ends with other weights.
+
+    Parameters
+    ----------
+    key : dict
+        All settings that the numbers depend on.
+    compute : function
+        Returns a dictionary.
+    """
+    _, digest = _text_and_digest(key)
+    path = LESSONS / "results" / f"{file_name(args, name)}.json"
+    if args.keep and path.exists():
+        found = _find(json.loads(path.read_text())["numbers"], digest)
+        if found is not None:
+            print(f"recorded before: {os.path.relpath(path)}, key {digest}")
+            REUSED.append(path)
+            return found
+    return {**compute(), "key": digest}
+
+
+def _find(numbers: dict, digest: str) -> dict | None:
+    """The part of recorded numbers that has this key."""
+    if numbers.get("key") == digest:
+        return numbers
+    parts = (_find(part, digest) for part in numbers.values() if isinstance(part, dict))
+    return next((part for part in parts if part is not None), None)
+
+
 def _cache_file(key: dict, folder: str, suffix: str) -> tuple[str, Path]:
     """The key as text, and the file that belongs to it."""
-    text = json.dumps({**key, "tinyadv": tinyadv.__version__}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    text, digest = _text_and_digest(key)
     return text, tinyadv.data.cache_folder() / folder / (digest + suffix)
+
+
+def _text_and_digest(key: dict) -> tuple[str, str]:
+    text = json.dumps({**key, "tinyadv": tinyadv.__version__}, sort_keys=True)
+    return text, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 RMSPROP = {"lr": 0.001, "rho": 0.9, "epsilon": 1e-7}  # Keras's defaults

@@ -46,7 +46,7 @@ def judged(model, x, y, epsilon: float, *, starts: int, ensemble: dict, seed: in
     for start in range(0, len(x), PART):
         part = x[start : start + PART], y[start : start + PART]
         key = {
-            "judged": _digest(*model.state_dict().values()), "images": _digest(*part),
+            "judged": digest(*model.state_dict().values()), "images": digest(*part),
             "by": COLUMNS, "epsilon": epsilon, "starts": starts, "ensemble": ensemble, "seed": seed,
         }  # fmt: skip
         attacked = partial(standing, model, *part, epsilon, seed, starts, ensemble)
@@ -55,7 +55,7 @@ def judged(model, x, y, epsilon: float, *, starts: int, ensemble: dict, seed: in
     return {column: count / len(x) for column, count in total.items()} | {"images": len(x)}
 
 
-def _digest(*arrays) -> str:
+def digest(*arrays) -> str:
     """Tells arrays from all others."""
     return hashlib.sha256(b"".join(to_numpy(array).tobytes() for array in arrays)).hexdigest()
 

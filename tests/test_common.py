@@ -202,6 +202,52 @@ def test_a_record_says_how_much_was_not_computed_again(cache, monkeypatch, tmp_p
         assert json.loads(file.read_text())["reused"] == expected
 
 
+def test_what_is_recorded_need_not_be_computed_again(monkeypatch, tmp_path, capsys):
+    """With --keep alone, and only as long as its key is the same."""
+    monkeypatch.setattr(common, "REUSED", [])
+    monkeypatch.setattr(common, "LESSONS", tmp_path)
+    key, computed = {"recipe": {"lr": 0.1}, "seed": 0}, []
+
+    def row(*flags, key=key):
+        def compute():
+            computed.append(key)
+            return {"share": len(computed) / 8}
+
+        args = arguments(monkeypatch, "--record", "--data", "mnist", *flags, keep=True)
+        found = common.recorded(args, "00_test", key, compute)
+        common.record(args, "00_test", {"other": 1, "table": {"name": found}})
+        return found["share"], json.loads((tmp_path / "results" / "00_test-mnist.json").read_text())
+
+    assert row("--keep")[0] == 1 / 8  # there is no record yet
+    share, file = row("--keep")
+    assert share == 1 / 8 and len(computed) == 1 and file["reused"] == 1
+    assert "--keep" in file["command"] and "recorded before" in capsys.readouterr().out
+    assert row()[0] == 2 / 8  # without --keep all is computed
+    assert row("--keep", key={**key, "recipe": {"lr": 0.2}})[0] == 3 / 8
+    args = arguments(monkeypatch, "--seed", "1", "--keep", keep=True)  # another file of results
+    assert common.recorded(args, "00_test", key, lambda: {"share": 1})["share"] == 1
+
+
+def test_the_recorded_rows_are_those_of_the_recipes(monkeypatch):
+    """As long as no recipe has changed since, each row of lesson 07 has the key of its settings."""
+    args = arguments(monkeypatch, "--data", "mnist", "--full", keep=True)
+    data = SimpleNamespace(name="mnist", x_train=range(60_000))
+    results = common.LESSONS / "results" / "07_min_max_training-mnist-full.json"
+    rows = json.loads(results.read_text())["numbers"]["networks"]
+    recipes = common.recipes(args, data)
+    assert list(rows) == list(recipes)
+    for name, row in rows.items():
+        key = {
+            "recipe": recipes[name], "judged_at": 0.3, "images": row["images"], "starts": 20,
+            "ensemble": {}, "seed": 0,
+        }  # fmt: skip
+        found = common.recorded(
+            SimpleNamespace(keep=True, given={"data": "mnist", "full": True}),
+            "07_min_max_training", key, lambda: pytest.fail("the row is out of date"),
+        )  # fmt: skip
+        assert found == row
+
+
 # ---- weights that are kept, and networks that are judged -----------------------------------------
 
 
