@@ -24,7 +24,8 @@ two: Carlini & Wagner (2017), "Towards evaluating the robustness of neural netwo
 of it for training five networks, which are then kept. The papers' setting, with handwritten digits,
 1,000 images (10,000 for the robust network) and the whole ensemble:
 `python lessons/12_evaluating_honestly.py --data mnist --full`, some five hours of one core, most of
-them for those 10,000; `--robust-images 1000` takes fewer.
+them for those 10,000; `--robust-images 1000` takes fewer, and `--keep` takes their figures from the
+recorded results.
 
 **What to look for.** A network trained on single steps looks good when it is asked with one:
 a single step leaves 84.5 % of the printed digits. But 50 steps from each of ten starts leave
