@@ -1,5 +1,6 @@
 """FAB and the ensemble: exact projections, known distances, a naive loop, and what adds up."""
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,8 @@ from tinyadv import Tensor, losses, models, ops, threads, to_numpy
 from tinyadv.attacks import AttackWarning, apgd, auto
 from tinyadv.attacks.auto import auto_attack
 from tinyadv.attacks.blackbox import square
-from tinyadv.attacks.boundary import fab, onto_hyperplane, ranked_others
+from tinyadv.attacks.boundary import fab, onto_hyperplane
+from tinyadv.attacks.common import ranked_others
 from tinyadv.attacks.minimal import deepfool
 from tinyadv.balls import L1, L2, Ball, Linf
 from tinyadv.evaluate import accuracy, predict
@@ -732,6 +734,29 @@ def test_gradients_that_lead_nowhere_are_noticed():
         _, report = auto_attack(masked, x, ball=Linf(0.15), details=True, steps=3, queries=100)
     assert report.rounds[1].after == report.rounds[2].after > report.robust_accuracy * 60
     assert report.robust_accuracy == (report.broken_by == 4).mean()
+
+
+@pytest.mark.parametrize("broken, warns", [(0, False), (1, False), (2, True)])
+def test_square_may_break_one_in_a_hundred(broken, warns):
+    last = auto.Round("Square", 50, 50 - broken, 0.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        auto._check_square(last, 100)
+    assert bool(caught) == warns
+
+
+def test_nan_is_no_answer_that_stands():
+    def lost(x):  # five of six answers are NaN, and the first class is their label
+        return NET(x) * np.array([[1.0]] + 5 * [[np.nan]])[: len(x)]
+
+    with pytest.raises(ValueError, match="logits are NaN for 5 of 6 images"):
+        auto_attack(lost, images(6), np.zeros(6, int), ball=Linf(0.1))
+
+
+def test_an_epsilon_of_0_to_255_is_noticed():
+    with pytest.warns(AttackWarning, match="divided by 255") as caught:
+        auto_attack(NET, images(3), ball=Linf(8), steps=2, queries=2, targets=1)
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_a_random_model_is_noticed():

@@ -127,6 +127,23 @@ def test_a_student_learns_from_the_teacher_at_the_same_temperature(pair, monkeyp
     assert seen[0] == (30, None) and seen[1][0] == 30 and seen[1][1] is teacher
 
 
+def test_teacher_and_student_are_interrupted_each_by_itself(tmp_path):
+    seeds = iter((1, 2, 1, 2))
+    build = lambda: network(next(seeds))
+    path = tmp_path / "pair.npz"
+    how = {"temperature": 10, "batch_size": 100, "progress": False}
+    teacher, student = distill(build, data(), adam, 2, checkpoint=path, **how)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "pair-student.npz", "pair-teacher.npz",
+    ]  # fmt: skip
+    again = distill(build, data(), adam, 2, checkpoint=path, resume=True, **how)
+    for model, resumed in zip((teacher, student), again, strict=True):
+        for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
+            same(a.value, b.value)
+    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
+    assert any((a.value != b.value).any() for a, b in pairs)
+
+
 def test_a_higher_temperature_makes_larger_logits():
     x, _ = stripes(100, seed=1)
     sizes = []
@@ -193,11 +210,20 @@ def test_bits_and_sizes_are_counts(squeeze, number):
         squeeze(number)
 
 
+def test_more_bits_than_a_float_has_are_refused():
+    assert abs(bit_depth(16)(images()) - images()).max() < 1e-4
+    with pytest.raises(ValueError, match=r"bits must be 16 or less, .*got 200"):
+        bit_depth(200)
+
+
 def test_in_turn_is_one_after_the_other():
+    def half(x):
+        return x / 2
+
     x = images()
-    both = in_turn(bit_depth(2), median(2))(x)
-    same(both, median(2)(bit_depth(2)(x)))
-    assert (both != bit_depth(2)(median(3)(x))).any()
+    same(in_turn(half, np.square)(x), (x / 2) ** 2)
+    same(in_turn(np.square, half)(x), x**2 / 2)
+    same(in_turn(bit_depth(2), median(2))(x), median(2)(bit_depth(2)(x)))
 
 
 # ---- gradients, and none -------------------------------------------------------------------------
@@ -283,6 +309,8 @@ def test_a_detector_needs_squeezers_and_a_share():
         Detector(network(), {})
     with pytest.raises(ValueError, match="share from 0 to 1"):
         Detector(network(), {"bits": bit_depth(1)}).calibrate(images(size=4), 5)
+    with pytest.raises(ValueError, match="some clean images, got none"):
+        Detector(network(), {"bits": bit_depth(1)}).calibrate(images(size=4)[:0])
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +349,16 @@ def test_the_settings_of_evade_matter(detector):
     same(evade(detector, x, ball=Linf(0.3), steps=5), first)  # they are all read rightly
     with pytest.raises(ValueError, match="targets"):
         evade(detector, x, y, targets=0)
+
+
+def test_of_several_finds_the_first_that_passes_counts(trained):
+    """Nothing is refused here, so the first wrong class that is reached is the answer."""
+    x, y = stripes(40, seed=1)
+    nobody = Detector(trained, {"bits": bit_depth(8)})  # not calibrated: it refuses nothing
+    one, three = (evade(nobody, x, y, ball=Linf(0.6), targets=n) for n in (1, 3))
+    reached = predict(trained, one) != y
+    assert reached.mean() > 0.5
+    same(three[reached], one[reached])
 
 
 def test_more_targets_never_find_less(detector):

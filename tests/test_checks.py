@@ -1,7 +1,7 @@
 """Checks for masking: sound networks raise no alarm, and each kind of masking its own."""
 
 import warnings
-from functools import cache
+from functools import cache, partial
 from math import comb
 
 import numpy as np
@@ -209,6 +209,56 @@ def test_gradients_that_lie_from_some_distance_on_make_longer_attacks_worse():
     found = quietly(checks.larger_epsilon, trap, x, y, ball=Linf(0.16), steps=16)
     assert found.alarm and "ε/2" in found.measured
     assert not checks.more_steps(NET, x, y, ball=wide, steps=16).alarm
+
+
+def test_twice_the_radius_is_the_whole_box_at_most(monkeypatch):
+    x, y = images()
+    seen = []
+    monkeypatch.setattr(checks, "pgd", lambda *a, ball, **how: seen.append(ball) or pgd(
+        *a, ball=ball, **how))  # fmt: skip
+    checks.larger_epsilon(NET, x, y, ball=Linf(0.8), steps=2)
+    assert sorted(ball.epsilon for ball in seen) == [0.4, 0.8, 1.0]
+
+
+def test_other_networks_are_attacked_with_the_same_loss():
+    """A saturated source has no gradient of the cross-entropy, and one of the margin."""
+    x, y = images()
+    how = {"sources": saturated, "ball": BALL, "steps": 8}
+    by_loss = [
+        quietly(checks.transferred, astray, x, y, loss=loss, **how)
+        for loss in (losses.cross_entropy, losses.margin)
+    ]
+    assert not by_loss[0].alarm and by_loss[1].alarm
+
+
+def test_nan_is_no_answer():
+    x, y = images()
+
+    first = x[0, 0, 0, 0]
+    count = int((x[:, 0, 0, 0] != first).sum())
+
+    def broken(x):  # right about the first image, which is all that the attacks look at beforehand
+        value = x.value if isinstance(x, Tensor) else x
+        lost = value[:, 0, 0, :1] != first
+        return NET(x) * np.where(lost, np.nan, 1).astype(np.float32)
+
+    asked = [partial(checks.random_answers, broken, x)]
+    asked += [partial(check, broken, x, y) for check in (checks.black_box, masking)]
+    for ask in asked:
+        with pytest.raises(ValueError, match=f"logits are NaN for {count} of {len(x)} images"):
+            ask()
+
+
+def test_what_is_compared_must_be_an_attack_on_all_images():
+    x, y = images()
+    for wrong, words in ((x[:3], r"\(3, "), ([1, 2], "builtins.list")):
+        with pytest.raises(ValueError, match=f"direct must be the result .* got .*{words}"):
+            checks.more_steps(NET, x, y, ball=BALL, direct=wrong)
+
+
+def test_masking_asks_about_a_finite_epsilon():
+    with pytest.raises(ValueError, match="needs a finite ε"):
+        masking(NET, *images(), ball=Linf(np.inf))
 
 
 # ---- each check by itself ------------------------------------------------------------------------

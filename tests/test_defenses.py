@@ -172,7 +172,8 @@ def naive_climb(loss, x, start, ball, step_size, steps):
 
 def test_a_ramp():
     assert [ramp(t, 1, 3) for t in (0, 1, 1.5, 2, 3, 9)] == [0, 0, 0.25, 0.5, 1, 1]
-    assert ramp(0, 0, 0) == ramp(5, 0, 0) == ramp(2, 3, 3) == 1
+    assert [ramp(t, 0, 0) for t in (0, 5)] == [1, 1]
+    assert [ramp(t, 3, 3) for t in (0, 2.9, 3, 4)] == [0, 0, 1, 1]  # not before its time
 
 
 def perturbed(defense, model, x, y):
@@ -436,16 +437,17 @@ def test_the_gap_decides_what_is_overfitting():
 
 
 class Brighter(Module):
-    """Says 1 for images that are brighter than 0.28 on the mean, and 0 for others."""
+    """Says 1 for images that are brighter than a level on the mean, and 0 for others."""
 
-    def __init__(self, xp):
-        self.scale = Tensor(xp.asarray(np.array(10.0)))
+    def __init__(self, xp, level=0.28):
+        self.scale, self.level = Tensor(xp.asarray(np.array(10.0))), level
 
     def parameters(self):
         return [self.scale]
 
     def __call__(self, x):
-        bright = ops.mean(ops.reshape(x, (len(x), -1)), axis=1, keepdims=True) - 0.28
+        bright = ops.mean(ops.reshape(x, (len(x), -1)), axis=1, keepdims=True)
+        bright = bright - self.level
         return ops.concatenate([-self.scale * bright, self.scale * bright], axis=1)
 
 
@@ -473,6 +475,13 @@ def test_what_is_watched_has_the_epsilon_of_the_moment():
     fast.at(0.0)
     fast(Hidden(np, 0.2), x, y)
     assert fast.looks == [(0, 1.0, 1.0, 1.0)]
+    # Half way ε is 0.15, and a step is 0.19. From a start between -0.15 and 0.15 it ends at 0.15 in
+    # five of eight cases; a whole step of 0.375 always would.
+    fast = Fast(Linf(0.3), watch=(x, y), warm_up=1.0, gap=0.9)
+    fast.at(0.5)
+    fast(Brighter(np, 0.649), x, y)
+    ((_, _, fgsm, full),) = fast.looks
+    assert full == 0 and 0.3 < fgsm < 0.45
 
 
 def test_watching_changes_nothing():
@@ -570,6 +579,14 @@ def test_free_deltas_for_batches_of_any_size(xp):
     kept = to_numpy(free.delta)
     step(2)  # smaller: what is left over waits
     same(to_numpy(free.delta)[2:], kept[2:])
+
+
+def test_free_deltas_belong_to_images_of_one_size():
+    model, free = models.fast_cnn(0), Free(Linf(0.1))
+    x, y = np.zeros((2, 1, 28, 28), np.float32), np.zeros(2, int)
+    free(model, x, y)
+    with pytest.raises(ValueError, match=r"of shape \(1, 28, 28\), these images have \(1, 4, 4\)"):
+        free(mlp(), *batch())
 
 
 # ---- TRADES --------------------------------------------------------------------------------------
@@ -1130,6 +1147,30 @@ def test_a_ramp_is_a_pair(ramp):
         IntervalBound(ramp=ramp)
 
 
+def test_bounds_take_an_attack_that_needs_no_pass_of_its_own():
+    with pytest.raises(TypeError, match=r"Free learns from .*take MinMax or Fast"):
+        IntervalBound(0.1, attack=Free(Linf(0.1)))
+
+
+def test_a_state_with_an_attack_and_one_without_do_not_mix():
+    adversary = MinMax(Linf(0.1))
+    plain, mixed = IntervalBound(0.1), IntervalBound(0.1, attack=adversary)
+    with pytest.raises(ValueError, match="belongs to IntervalBound with an attack"):
+        plain.load_state_dict(mixed.state_dict())
+    with pytest.raises(ValueError, match="belongs to IntervalBound without an attack"):
+        mixed.load_state_dict(plain.state_dict())
+
+
+def test_a_checkpoint_of_another_network_leaves_the_defence_as_it_was(tmp_path):
+    path = tmp_path / "a.npz"
+    quick_fit(cnn(), 1, checkpoint=path, perturb=MinMax(Linf(0.1), steps=1, rng=3))
+    adversary = MinMax(Linf(0.1), steps=1, rng=3)
+    before = adversary.rng.bit_generator.state
+    with pytest.raises(ValueError, match=r"another network|other parameters"):
+        quick_fit(mlp(dtype=np.float32), 2, checkpoint=path, resume=True, perturb=adversary)
+    assert adversary.rng.bit_generator.state == before
+
+
 def test_a_layer_without_a_rule_is_found_before_the_ramp_begins():
     model, (x, y) = mlp(), batch()
     objective = IntervalBound(0.1, ramp=(1, 2))
@@ -1142,8 +1183,9 @@ def test_a_layer_without_a_rule_is_found_before_the_ramp_begins():
 def test_a_ball_is_a_ball_of_0_to_1(kind):
     with pytest.raises(TypeError, match=r"ball must be Linf\(ε\), L2\(ε\) or L1\(ε\)"):
         kind(0.3)
-    with pytest.warns(AttackWarning, match="divided by 255"):
+    with pytest.warns(AttackWarning, match="divided by 255") as caught:
         kind(Linf(8))
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize(

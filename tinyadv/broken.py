@@ -17,13 +17,21 @@ A gradient of 0 does not mean that nothing is near. :mod:`tinyadv.checks` tells 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from tinyadv import ops
-from tinyadv.attacks.boundary import ranked_others
-from tinyadv.attacks.common import all_logits, answers_only, check_counts, checked, per_example
+from tinyadv.attacks.common import (
+    all_logits,
+    answers_only,
+    check_counts,
+    checked,
+    per_example,
+    ranked_others,
+)
 from tinyadv.attacks.gradient import pgd
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
@@ -97,6 +105,7 @@ def distill(
     epochs: int,
     *,
     temperature: float = 100.0,
+    checkpoint: str | os.PathLike | None = None,
     **options,
 ) -> tuple:
     """Train a teacher at temperature T, and a student of the same shape with its soft labels.
@@ -111,6 +120,9 @@ def distill(
     epochs : int
         For each of the two.
     temperature : float
+    checkpoint : path, optional
+        The states of the two trainings are kept in two files beside it, ``NAME-teacher.npz`` and
+        ``NAME-student.npz`` if it is ``NAME.npz``.
     **options
         For :func:`tinyadv.fit`, such as ``batch_size`` and ``rng``.
 
@@ -118,14 +130,17 @@ def distill(
     -------
     teacher, student
     """
-    teacher = None
-    for objective in (Distillation(temperature), None):
+
+    def train(role, objective):
+        if checkpoint is not None:  # in one file, the student would go on where the teacher ended
+            path = Path(checkpoint)
+            options["checkpoint"] = path.with_name(f"{path.stem}-{role}{path.suffix}")
         model = build()
-        objective = objective or Distillation(temperature, teacher)
         fit(model, data, optimizer(model.parameters()), epochs, objective=objective, **options)
-        if teacher is None:
-            teacher = model
-    return teacher, model
+        return model
+
+    teacher = train("teacher", Distillation(temperature))
+    return teacher, train("student", Distillation(temperature, teacher))
 
 
 # ------------------------------------------------------------------------------ feature squeezing
@@ -188,9 +203,11 @@ def bit_depth(bits: int) -> Callable:
     Raises
     ------
     ValueError
-        If ``bits`` is no integer ≥ 1.
+        If ``bits`` is no integer from 1 to 16.
     """
     check_counts(bits=bits)
+    if bits > 16:
+        raise ValueError(f"bits must be 16 or less, as float32 has few more, got {bits}")
     levels = 2**bits - 1
     return without_gradient(lambda x: array_module(x).rint(x * levels) / levels)
 
@@ -290,10 +307,12 @@ class Detector:
         Raises
         ------
         ValueError
-            If the share is not from 0 to 1.
+            If the share is not from 0 to 1, or there are no images.
         """
         if not 0 <= false_positives <= 1:
             raise ValueError(f"false_positives must be a share from 0 to 1, got {false_positives}")
+        if len(x) == 0:
+            raise ValueError("calibrate needs some clean images, got none")
         scores = np.sort(to_numpy(self.scores(x)))[::-1]
         may_be_refused = int(false_positives * len(x))
         # What lies above the threshold is refused: the scores before this one, at most.

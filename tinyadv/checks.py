@@ -24,10 +24,11 @@ How two attacks are compared
 Both get the same images, those that the model reads rightly. Let b be those that fool it only in
 the attack that should be the weaker one, and c those that do so only in the other one. Were both
 equally good, each of the b + c images would fall to either side like a coin (McNemar's test). It is
-an alarm if a coin falls so often on the wrong side with a probability below 0.01, and if b - c is
-more than 2 % of the images, since a difference as small as that is common between sound attacks. So
-less than seven images that tell the two attacks apart are never an alarm, and a small sample can
-miss a masked gradient, but hardly accuse a sound one.
+an alarm if a coin falls so often on the wrong side with a probability below 0.01 (0.005 for each of
+two comparisons in one check), and if b - c is more than 2 % of the images, since a difference as
+small as that is common between sound attacks. So less than seven images that tell the two attacks
+apart are never an alarm, and a small sample can miss a masked gradient, but hardly accuse a sound
+one.
 """
 
 from __future__ import annotations
@@ -47,10 +48,12 @@ from tinyadv.attacks.common import (
     answers_only,
     asked_again,
     by_pieces,
+    check_answers,
     check_ball,
     check_counts,
     checked,
     input_gradient,
+    is_fooled,
     seem_probabilities,
 )
 from tinyadv.attacks.gradient import pgd
@@ -144,7 +147,7 @@ def masking(
     y: Array | None = None,
     *,
     ball: Ball = Linf(0.3),
-    sources: Sequence[Callable] = (),
+    sources: Callable | Sequence[Callable] = (),
     steps: int = 40,
     queries: int = 500,
     loss: Callable = cross_entropy,
@@ -165,7 +168,7 @@ def masking(
         are left out.
     ball : Ball
         In which the robustness is claimed, ε in pixel values 0–1.
-    sources : sequence of callables
+    sources : callable, or sequence of callables
         Other networks for the same task, best one trained in the ordinary way and one robustly.
     steps : int
         Of PGD, whose result is what the others are compared with.
@@ -184,7 +187,8 @@ def masking(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not as described, or the model reads none of the images rightly.
+        If an argument is not as described, ε is infinite, there is NaN among the model's logits, or
+        it reads none of the images rightly.
 
     Warns
     -----
@@ -199,6 +203,8 @@ def masking(
     ()
     """
     check_ball(ball)
+    if not ball.epsilon < np.inf:
+        raise ValueError("masking needs a finite ε, the one at which robustness is claimed")
     check_counts(steps=steps, queries=queries)
     sources = [sources] if callable(sources) else list(sources)
     rng = np.random.default_rng(rng)
@@ -277,6 +283,11 @@ def random_answers(model: Callable, x: Array) -> Finding:
     """Whether the same images get other logits when the model is asked again.
 
     An alarm if a logit changes by more than a thousandth of the largest one.
+
+    Parameters
+    ----------
+    model, x
+        As for :func:`masking`.
     """
     alarm, change, size = asked_again(answers_only(model), x)
     measured = f"logits up to {size:.3g} change by {change:.2g}"
@@ -284,7 +295,13 @@ def random_answers(model: Callable, x: Array) -> Finding:
 
 
 def probabilities(model: Callable, x: Array) -> Finding:
-    """Whether what the model returns are probabilities: ≥ 0, and 1 together, for every image."""
+    """Whether what the model returns are probabilities: ≥ 0, and 1 together, for every image.
+
+    Parameters
+    ----------
+    model, x
+        As for :func:`masking`.
+    """
     logits = all_logits(answers_only(model), x)
     alarm = seem_probabilities(logits)
     measured = f"from {float(logits.min()):.3g} to {float(logits.max()):.3g}"
@@ -453,7 +470,7 @@ def transferred(
     x, y, direct, rng = _start(model, x, y, direct, rng)
     shared = {"ball": ball, "loss": loss, "workers": workers}
     full = _fooled(model, _direct(model, x, y, direct, steps, rng, shared), y)
-    x_adv = transfer(model, x, y, sources=sources, steps=steps, ball=ball, rng=rng, workers=workers)
+    x_adv = transfer(model, x, y, sources=sources, steps=steps, rng=rng, **shared)
     pairs = [("from other networks", _fooled(model, x_adv, y), full)]
     fine = "what is made on the network itself works best"
     return _warn(_compare("transfer", pairs, "its own", TRANSFER, fine))
@@ -518,16 +535,19 @@ def _rightly_read(model, x, y, direct=None) -> tuple:
     """x, y and, if given, ``direct``, for the images that the model reads rightly."""
     ask = answers_only(model)
     x, y, _ = checked(ask, x, y)
-    right = np.flatnonzero(to_numpy(all_logits(ask, x).argmax(1) == y))
+    logits = all_logits(ask, x)
+    check_answers(logits)
+    right = np.flatnonzero(to_numpy(logits.argmax(1) == y))
     if not len(right):
         raise ValueError(
             f"the model reads none of the {len(x)} images rightly, so there is nothing to attack: "
             "check that the labels belong to the images, and that the model is trained"
         )
-    if direct is not None and (direct.shape != x.shape or type(direct) is not type(x)):
+    if direct is not None and (type(direct) is not type(x) or direct.shape != x.shape):
+        kind = type(direct)
         raise ValueError(
             f"direct must be the result of an attack on all images, {x.shape}, as x is; "
-            f"got {direct.shape} of {type(direct).__module__}"
+            f"got {getattr(direct, 'shape', '')} of {kind.__module__}.{kind.__name__}"
         )
     right = array_module(x).asarray(right)
     return (x[right], y[right]) if direct is None else (x[right], y[right], direct[right])
@@ -545,7 +565,7 @@ def _direct(model, x, y, direct, steps, rng, shared) -> Array:
 
 def _fooled(model, x_adv, y) -> np.ndarray:
     """Which images are misread, when the model is asked again: (N,) of bool, on the host."""
-    return to_numpy(all_logits(answers_only(model), x_adv).argmax(1) != y)
+    return to_numpy(is_fooled(all_logits(answers_only(model), x_adv), y))
 
 
 def _no_tensor(model, x) -> str:

@@ -20,7 +20,8 @@ Each of them has some of these, by which ``fit`` knows it: ``at(epoch)`` is told
 grows during training; ``state_dict`` and ``load_state_dict`` keep in the checkpoint what a resumed
 run needs; with ``replays`` a batch is used so many times, and ``learn(g)`` is told the gradient for
 its pixels every time (``Free``). Bad arguments raise a TypeError or ValueError at once, images and
-labels that make no sense do so when the first batch comes.
+labels that make no sense do so when the first batch comes. Each belongs to one training: take a new
+one for the next, for some remember where the last has ended (``Fast``, ``Free``, all random draws).
 
 ε should grow from 0: a network that meets all of it at once may find that the same answer for every
 image, at a loss of ln K, is the best that it can do, and stay there.
@@ -58,8 +59,10 @@ from tinyadv.verify import worst_logits
 
 
 def ramp(epoch: float, start: float, end: float) -> float:
-    """From 0 at ``start`` up to 1 at ``end``, straight; 1 at once if they are the same."""
-    return float(min(1, max(0, (epoch - start) / (end - start)))) if end > start else 1.0
+    """From 0 at ``start`` up to 1 at ``end``, straight; if they are the same, in a single jump."""
+    if end <= start:
+        return float(epoch >= start)
+    return float(min(1, max(0, (epoch - start) / (end - start))))
 
 
 class _Part:
@@ -177,8 +180,9 @@ class MinMax(_Part):
 class Fast(MinMax):
     """Adversarial training with a single step: an epoch costs two ordinary ones. And a watch.
 
-    x′ = x + project(u + 1.25 ε sign(∇L at x + u)), u random in the ball. Wong, Rice & Kolter
-    (2020), "Fast is better than free: revisiting adversarial training", algorithm 3.
+    x′ = x + project(u + 1.25 ε sign(∇L at x + u)), u random in the ball, its numbers from -0.5 to
+    0.5. Wong, Rice & Kolter (2020), "Fast is better than free: revisiting adversarial training",
+    algorithm 3.
 
     x + u may leave [0, 1], as in the paper, and x′ may not. A black pixel that had to start between
     0 and ε would always be at one of the two after a step of 1.25 ε.
@@ -216,6 +220,13 @@ class Fast(MinMax):
     overfitted : bool
         Whether the last look found it so.
 
+    Raises
+    ------
+    TypeError
+        If ``watch`` is no pair.
+    ValueError
+        If ``watch`` has no image, or not a label for each.
+
     Warns
     -----
     AttackWarning
@@ -235,10 +246,9 @@ class Fast(MinMax):
         rescue_steps: int = 5,
         rng: np.random.Generator | int = 0,
     ):
-        check_ball(ball)
-        if step_size is None and ball.epsilon < math.inf:
-            step_size = 1.25 * ball.epsilon
         super().__init__(ball, steps=1, step_size=step_size, warm_up=warm_up, loss=loss, rng=rng)
+        if step_size is None:
+            self.step_size = 1.25 * ball.epsilon
         check_counts(every=every, rescue_steps=rescue_steps)
         check_numbers(gap=gap)
         if watch is not None:
@@ -257,7 +267,7 @@ class Fast(MinMax):
         """x′: (N, …) -> (N, …), after a look at the watched images if it is time."""
         self._look_once(model, x, y)
         if self.watch is not None and self.step % self.every == 0:
-            self._look(model)
+            self._look(model, array_module(x))
         self.step += 1
         if not self.overfitted:
             return super().__call__(model, x, y)
@@ -268,8 +278,7 @@ class Fast(MinMax):
         grey = array_module(x).full_like(x, 0.5)  # where 0 and 1 are far away
         return super()._start(grey, rng)
 
-    def _look(self, model):
-        xp = array_module(model.parameters()[0].value)
+    def _look(self, model, xp):
         x, y = (xp.asarray(part) for part in self.watch)
         # With seeds of their own, so that watching changes nothing as long as nothing is found.
         attack = partial(pgd, model, x, y, ball=self._scaled(self.ball), loss=self.loss, rng=0)
@@ -320,6 +329,11 @@ class Free(_Part):
     warm_up : float
         Epochs in which ε grows from 0.
 
+    Raises
+    ------
+    ValueError
+        If images of another size come than those of the batches before.
+
     Notes
     -----
     The objective is given a tensor instead of an array. The usual one takes both.
@@ -345,6 +359,11 @@ class Free(_Part):
         xp = array_module(x)
         if self.delta is None:
             self.delta = xp.zeros_like(x)
+        if self.delta.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"the perturbations kept are of shape {self.delta.shape[1:]}, these images have "
+                f"{x.shape[1:]}: take a new Free for another training"
+            )
         n, kept = len(x), xp.asarray(self.delta)
         if n > len(kept):  # the first batches had been smaller
             kept = xp.concatenate([kept, xp.zeros_like(x[len(kept) :])])
@@ -557,6 +576,11 @@ class IntervalBound(_Part):
             raise ValueError(
                 f"expected epochs 0 ≤ start ≤ end in ramp and 0 ≤ kappa ≤ 1, got {ramp} and {kappa}"
             )
+        if hasattr(attack, "replays"):
+            raise TypeError(
+                f"{type(attack).__name__} learns from the weights' own pass, and that is of the "
+                "bounds here: take MinMax or Fast as the attack"
+            )
         self.epsilon, self.kappa = float(epsilon), float(kappa)
         self.ramp, self.attack = ramp, attack
 
@@ -586,6 +610,12 @@ class IntervalBound(_Part):
         return super().state_dict() | ({"attack": self.attack.state_dict()} if own else {})
 
     def load_state_dict(self, state: dict) -> None:
+        own = hasattr(self.attack, "load_state_dict")
+        if own != ("attack" in state):
+            raise ValueError(
+                f"this state belongs to IntervalBound {'without' if own else 'with'} an attack: "
+                "make it with the same attack="
+            )
         super().load_state_dict(state)
-        if "attack" in state:
+        if own:
             self.attack.load_state_dict(state["attack"])

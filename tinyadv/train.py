@@ -372,9 +372,15 @@ class _Run:
                 f"{_listed(self.settings, differ)}: use the same, or another checkpoint"
             )
         self.optimizer._check_state(state["optimizer"])  # before the weights change
-        for name, part in self.parts.items():  # they may refuse, too
-            part.load_state_dict(state["parts"][name])
-        self.model.load_state_dict(state["weights"])
+        before = {name: part.state_dict() for name, part in self.parts.items()}
+        try:  # all of these may refuse, too
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+            self.model.load_state_dict(state["weights"])
+        except ValueError:
+            for name, part in self.parts.items():
+                part.load_state_dict(before[name])
+            raise
         self.optimizer.load_state_dict(state["optimizer"])
         files.set_generator_state(self.rng, state["rng"])
         self.history = History(**state["history"])

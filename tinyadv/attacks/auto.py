@@ -23,12 +23,22 @@ from functools import partial
 import numpy as np
 
 from tinyadv.attacks.blackbox import square
-from tinyadv.attacks.boundary import fab, ranked_others
-from tinyadv.attacks.common import AttackWarning, all_logits, asked_again, check_counts, checked
+from tinyadv.attacks.boundary import fab
+from tinyadv.attacks.common import (
+    AttackWarning,
+    all_logits,
+    answers_only,
+    asked_again,
+    check_answers,
+    check_ball,
+    check_counts,
+    checked,
+    is_fooled,
+    ranked_others,
+)
 from tinyadv.attacks.gradient import apgd
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
-from tinyadv.evaluate import predict
 from tinyadv.losses import cross_entropy, dlr, margin
 from tinyadv.tensor import Array
 
@@ -151,14 +161,15 @@ def auto_attack(
         If ``ball`` is neither ``Linf`` nor ``L2``, ``x`` is no array of floating-point numbers, or
         the model returns no tensor for a tensor.
     ValueError
-        If ``x`` is not (N, C, H, W), if ε is infinite, or if another input is not as described.
+        If ``x`` is not (N, C, H, W), if ε is infinite, if there is NaN among the model's logits, or
+        if another input is not as described.
 
     Warns
     -----
     AttackWarning
-        If the model seems to return probabilities, or answers the same image differently each time;
-        and if Square breaks more than one in a hundred of all examples after the attacks with
-        gradients have failed there: the gradients then may be of no use.
+        If ε > 1 in Linf; if the model seems to return probabilities, or answers the same image
+        differently each time; and if Square breaks more than one in a hundred of all examples after
+        the attacks with gradients have failed there: the gradients then may be of no use.
 
     Notes
     -----
@@ -176,9 +187,11 @@ def auto_attack(
     """
     x, y, _ = checked(model, x, y)
     check_counts(steps=steps, targets=targets, queries=queries)
+    check_ball(ball)
     _check_ball_and_shape(ball, x)
     xp, rng = array_module(x), np.random.default_rng(rng)
     logits = all_logits(model, x)
+    check_answers(logits)
     _check_same_answers(model, x)
     others = ranked_others(logits, y)[:, :targets]  # (N, T), the most likely class first
     shared = {"ball": ball, "workers": workers, "progress": progress}
@@ -218,7 +231,8 @@ def auto_attack(
             with warnings.catch_warnings():  # what they warn of has been said, or is no news here
                 warnings.simplefilter("ignore", AttackWarning)
                 tried = run(x[now], y[now], others[now], seed)
-            fooled = np.flatnonzero(to_numpy(predict(model, tried) != y[now]))
+            answers = all_logits(answers_only(model), tried)
+            fooled = np.flatnonzero(to_numpy(is_fooled(answers, y[now])))
             x_adv[now[xp.asarray(fooled)]] = tried[xp.asarray(fooled)]
             broken_by[standing[fooled]] = number
         after = int((broken_by == stands).sum())

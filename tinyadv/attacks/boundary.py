@@ -28,6 +28,7 @@ from tinyadv.attacks.common import (
     check_counts,
     checked,
     per_example,
+    ranked_others,
     tensor_logits,
 )
 from tinyadv.attacks.minimal import Smallest, _lead, _rounding, _verified
@@ -218,12 +219,6 @@ def _random_way(ball, x, rng):
     u = rng.uniform(-1, 1, x.shape) if isinstance(ball, Linf) else rng.standard_normal(x.shape)
     u /= per_example(ball.norm(u), u)
     return array_module(x).asarray(u.astype(x.dtype))
-
-
-def ranked_others(logits: Array, y: Array) -> Array:
-    """All classes but the label, the most likely one first: (N, K) -> (N, K - 1)."""
-    xp = array_module(logits)
-    return xp.argsort(xp.where(one_hot(y, logits) > 0, xp.inf, -logits), axis=1)[:, :-1]
 
 
 def _dot(a, b):  # (N, …), (N, …) -> (N,)

@@ -110,6 +110,12 @@ def is_fooled(logits: Array, y: Array, target: Array | None = None) -> Array:
     return valid & (answer != y if target is None else answer == target)
 
 
+def ranked_others(logits: Array, y: Array) -> Array:
+    """All classes but the label, the most likely one first: (N, K) -> (N, K - 1)."""
+    xp = array_module(logits)
+    return xp.argsort(xp.where(losses.one_hot(y, logits) > 0, xp.inf, -logits), axis=1)[:, :-1]
+
+
 def answers_only(model: Callable) -> Callable:
     """The model as one sees it from outside: asked with arrays, it answers with arrays."""
     return lambda x: _value(model(_value(x)))
@@ -127,8 +133,19 @@ def asked_again(model: Callable, x: Array) -> tuple[bool, float, float]:
     The change is that of one logit at most, and counts if it is above a thousandth of the largest.
     """
     first, again = all_logits(model, x), all_logits(model, x)
+    check_answers(first)
     change, size = float(abs(first - again).max()), float(abs(first).max())
     return change > 1e-3 * size, change, size
+
+
+def check_answers(logits: Array) -> None:
+    """Raise ValueError if a logit, (N, K), is NaN: argmax would take it for class 0."""
+    lost = int(array_module(logits).isnan(logits).any(1).sum())
+    if lost:
+        raise ValueError(
+            f"the model's logits are NaN for {lost} of {len(logits)} images: look for a division "
+            "by zero, or a logarithm or a root of zero, in the model, and for NaN in its weights"
+        )
 
 
 def seem_probabilities(logits: Array) -> bool:

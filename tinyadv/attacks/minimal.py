@@ -34,6 +34,7 @@ from tinyadv.attacks.common import (
     check_numbers,
     checked,
     per_example,
+    ranked_others,
 )
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
@@ -152,8 +153,7 @@ def _step_by_step(model, x, y, target, ball, steps=50, overshoot=0.02, candidate
     result, passes = x.copy(), np.zeros(len(x), int)
     z = _value(model(x))
     if target is None:
-        others = xp.argsort(xp.where(one_hot(y, z) > 0, xp.inf, -z), axis=1)  # y comes last
-        others = others[:, : min(candidates, z.shape[1]) - 1]  # (N, K) -> (N, candidates - 1)
+        others = ranked_others(z, y)[:, : candidates - 1]  # (N, K) -> (N, candidates - 1)
     else:
         others = target[:, None]  # (N,) -> (N, 1)
     r, under_way = xp.zeros_like(x), np.arange(len(x))
