@@ -39,6 +39,7 @@ from tinyadv.checkpoint import CheckpointError, load_state, load_weights, save_s
 
 START = time.perf_counter()
 REUSED = []  # files of earlier runs that this one takes networks and numbers from
+WRITTEN = set()  # files of the cache that this run has written itself
 LESSONS = Path(__file__).resolve().parent
 
 # Colours that people with any colour vision can tell apart (Okabe & Ito 2008).
@@ -317,7 +318,7 @@ def cached_model(key: dict, build: Callable, train: Callable, *, seconds: bool =
             load_weights(path, model)
             took = load_state(path).get("seconds", {"wall": math.nan, "cpu": math.nan})
             print(f"the network {text} was trained before (delete it if code has changed): {path}")
-            REUSED.append(path)
+            _reuse(path)
     except CheckpointError as error:
         print(f"{error}; it is trained again", file=sys.stderr)
     if took is None:
@@ -327,9 +328,15 @@ def cached_model(key: dict, build: Callable, train: Callable, *, seconds: bool =
         took |= known if isinstance(known, dict) else {}
         try:
             save_state(path, {"weights": model.state_dict(), "seconds": took})
+            WRITTEN.add(path)
         except OSError as error:
             print(f"the trained network could not be kept: {error}", file=sys.stderr)
     return (model, took) if seconds else model
+
+
+def _reuse(path: Path) -> None:
+    if path not in WRITTEN:
+        REUSED.append(path)
 
 
 def fitted(args, data, key: dict, build: Callable, epochs: int, lr: Sequence[tuple], **how):
@@ -379,22 +386,24 @@ def cached_numbers(key: dict, compute: Callable[[], dict]) -> dict:
     _, path = _cache_file(key, "numbers", ".json")
     if path.exists():
         print(f"these numbers were computed before (delete them if code has changed): {path}")
-        REUSED.append(path)
+        _reuse(path)
         return json.loads(path.read_text())
     numbers = _plain(compute())
     try:
         _write(path, json.dumps(numbers).encode(), quiet=True)
+        WRITTEN.add(path)
     except OSError as error:
         print(f"the numbers could not be kept: {error}", file=sys.stderr)
     return numbers
 
 
 def recorded(args, name: str, key: dict, compute: Callable[[], dict]) -> dict:
-    """``compute()``, or with ``--keep`` what the committed results of lesson ``name`` hold of it.
+    """``compute()``, or with ``--keep`` what any recorded results of lesson ``name`` hold of it.
 
-    For a table that takes hours when one of its rows has changed. The result has a digest of the
-    key in it, ``"key"``, by which it is found again. The cache cannot serve for that: other
-    machines do not have it, and on another processor a training ends with other weights.
+    For a table that takes hours, when one of its rows has changed. Into the result go the
+    ``"device"`` that it was computed on, and the ``"key"``: a digest, by which it is found again.
+    The cache cannot serve for that. Other machines do not have it, and on another processor a
+    training ends with other weights.
 
     Parameters
     ----------
@@ -404,14 +413,13 @@ def recorded(args, name: str, key: dict, compute: Callable[[], dict]) -> dict:
         Returns a dictionary.
     """
     _, digest = _text_and_digest(key)
-    path = LESSONS / "results" / f"{file_name(args, name)}.json"
-    if args.keep and path.exists():
+    for path in sorted((LESSONS / "results").glob(f"{name}*.json")) if args.keep else ():
         found = _find(json.loads(path.read_text())["numbers"], digest)
         if found is not None:
-            print(f"recorded before: {os.path.relpath(path)}, key {digest}")
+            print(f"recorded before (without --keep it is computed again): {os.path.relpath(path)}")
             REUSED.append(path)
             return found
-    return {**compute(), "key": digest}
+    return {**compute(), "device": _device(args.xp), "key": digest}
 
 
 def _find(numbers: dict, digest: str) -> dict | None:

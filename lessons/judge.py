@@ -36,28 +36,37 @@ def judged(model, x, y, epsilon: float, *, starts: int, ensemble: dict, seed: in
     epsilon : float
         In pixel values 0–1.
     starts : int
-        Of PGD-100.
+        Of PGD-100; their random numbers are those of seeds 0, 1, 2 …
     ensemble : dict
         What ``auto_attack`` is to do less of than its authors: ``steps``, ``targets``, ``queries``.
     seed : int
-        Of the attacks.
+        Of PGD-40 and the ensemble.
     """
-    total = {}
+    how = {"starts": starts, "ensemble": ensemble, "seed": seed}
+    weights, total = digest(*model.state_dict().values()), {}
     for start in range(0, len(x), PART):
         part = x[start : start + PART], y[start : start + PART]
-        key = {
-            "judged": digest(*model.state_dict().values()), "images": digest(*part),
-            "by": COLUMNS, "epsilon": epsilon, "starts": starts, "ensemble": ensemble, "seed": seed,
-        }  # fmt: skip
+        key = key_of({"judged": weights, "network": repr(model)}, digest(*part), epsilon, **how)
         attacked = partial(standing, model, *part, epsilon, seed, starts, ensemble)
         for column, count in common.cached_numbers(key, attacked).items():
             total[column] = total.get(column, 0) + count
     return {column: count / len(x) for column, count in total.items()} | {"images": len(x)}
 
 
+def key_of(network: dict, images, epsilon: float, *, starts: int, ensemble: dict, seed: int):
+    """What the shares depend on; ``network`` and ``images`` tell those from others."""
+    return {
+        **network, "images": images, "by": COLUMNS, "epsilon": epsilon, "starts": starts,
+        "ensemble": ensemble, "seed": seed,
+    }  # fmt: skip
+
+
 def digest(*arrays) -> str:
-    """Tells arrays from all others."""
-    return hashlib.sha256(b"".join(to_numpy(array).tobytes() for array in arrays)).hexdigest()
+    """Tells arrays from all others, by their numbers, shapes and types."""
+    found = hashlib.sha256()
+    for array in map(to_numpy, arrays):
+        found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 def standing(model, x, y, epsilon, seed, starts, ensemble) -> dict:

@@ -614,7 +614,7 @@ def test_the_device_gets_the_same_result(attack, device, dtype):
     if attack is targeted and dtype is np.float32:  # after 50 steps rounding has its own way
         assert accuracy(Net(dtype=dtype), to_numpy(x_adv), target["target"]) > 0.9
     else:
-        close(to_numpy(x_adv), expected, atol=1e-5 if dtype is np.float32 else 1e-9)
+        close(to_numpy(x_adv), expected, atol=5e-5 if dtype is np.float32 else 1e-9)
 
 
 def test_noise_goes_to_the_models_device(device):

@@ -192,9 +192,11 @@ def test_what_is_fitted_once_depends_on_all_that_is_given(cache, monkeypatch, ch
 
 
 def test_a_record_says_how_much_was_not_computed_again(cache, monkeypatch, tmp_path):
-    monkeypatch.setattr(common, "REUSED", [])
     args = arguments(monkeypatch, "--record", "--out", str(tmp_path / "out"))
-    for expected in (0, 2):
+    monkeypatch.setattr(common, "REUSED", [])
+    for expected, new_run in ((0, True), (0, False), (2, True)):
+        if new_run:
+            monkeypatch.setattr(common, "WRITTEN", set())
         common.cached_model({"of": 1}, lambda: models.mlp((4, 3), 0), Training())
         common.cached_numbers({"of": 2}, lambda: {"a": 1})
         common.record(args, "00_test", {"a": 1})
@@ -209,6 +211,8 @@ def test_what_is_recorded_need_not_be_computed_again(monkeypatch, tmp_path, caps
     key, computed = {"recipe": {"lr": 0.1}, "seed": 0}, []
 
     def row(*flags, key=key):
+        """Its share, and the record that it is in."""
+
         def compute():
             computed.append(key)
             return {"share": len(computed) / 8}
@@ -216,7 +220,8 @@ def test_what_is_recorded_need_not_be_computed_again(monkeypatch, tmp_path, caps
         args = arguments(monkeypatch, "--record", "--data", "mnist", *flags, keep=True)
         found = common.recorded(args, "00_test", key, compute)
         common.record(args, "00_test", {"other": 1, "table": {"name": found}})
-        return found["share"], json.loads((tmp_path / "results" / "00_test-mnist.json").read_text())
+        file = tmp_path / "results" / f"{common.file_name(args, '00_test')}.json"
+        return found["share"], json.loads(file.read_text())
 
     assert row("--keep")[0] == 1 / 8  # there is no record yet
     share, file = row("--keep")
@@ -224,28 +229,42 @@ def test_what_is_recorded_need_not_be_computed_again(monkeypatch, tmp_path, caps
     assert "--keep" in file["command"] and "recorded before" in capsys.readouterr().out
     assert row()[0] == 2 / 8  # without --keep all is computed
     assert row("--keep", key={**key, "recipe": {"lr": 0.2}})[0] == 3 / 8
-    args = arguments(monkeypatch, "--seed", "1", "--keep", keep=True)  # another file of results
-    assert common.recorded(args, "00_test", key, lambda: {"share": 1})["share"] == 1
+    assert row("--keep", "--seed", "1", key={**key, "recipe": {"lr": 0.2}})[0] == 3 / 8
 
 
 def test_the_recorded_rows_are_those_of_the_recipes(monkeypatch):
-    """As long as no recipe has changed since, each row of lesson 07 has the key of its settings."""
-    args = arguments(monkeypatch, "--data", "mnist", "--full", keep=True)
+    """With --keep lesson 07 finds all its rows, and lesson 12 that of the weights beside it."""
+    args = arguments(monkeypatch, "--data", "mnist", "--full", "--keep", keep=True)
     data = SimpleNamespace(name="mnist", x_train=range(60_000))
-    results = common.LESSONS / "results" / "07_min_max_training-mnist-full.json"
-    rows = json.loads(results.read_text())["numbers"]["networks"]
-    recipes = common.recipes(args, data)
-    assert list(rows) == list(recipes)
-    for name, row in rows.items():
-        key = {
-            "recipe": recipes[name], "judged_at": 0.3, "images": row["images"], "starts": 20,
-            "ensemble": {}, "seed": 0,
-        }  # fmt: skip
-        found = common.recorded(
-            SimpleNamespace(keep=True, given={"data": "mnist", "full": True}),
-            "07_min_max_training", key, lambda: pytest.fail("the row is out of date"),
-        )  # fmt: skip
-        assert found == row
+    recipes, out_of_date = common.recipes(args, data), lambda: pytest.fail("a row is out of date")
+    how = {"starts": 20, "ensemble": {}, "seed": 0}
+
+    def numbers(lesson):
+        file = common.LESSONS / "results" / f"{lesson}-mnist-full.json"
+        return json.loads(file.read_text())["numbers"]
+
+    found = numbers("07_min_max_training")
+    assert list(found["networks"]) == list(recipes)
+    rows = [(recipes[name], 0, row) for name, row in found["networks"].items()]
+    rows += [(recipes["PGD"], int(seed), row) for seed, row in found["seeds"].items()]
+    for recipe, seed, row in rows:
+        key = judge.key_of({"recipe": recipe}, row["images"], 0.3, **{**how, "seed": seed})
+        assert common.recorded(args, "07_min_max_training", key, out_of_date) == row
+    for name, curve in found["more_time"].items():
+        for epochs, row in curve.items():
+            recipe = common.of_length(recipes[name], int(epochs))
+            network = {"recipe": recipe, "certified": name == "interval bounds"}
+            short = {"starts": 0, "ensemble": {"steps": 20, "targets": 3, "queries": 200}}
+            images = 10_000 if network["certified"] else 1000
+            key = judge.key_of(network, images, 0.3, **short, seed=0)
+            assert common.recorded(args, "07_min_max_training", key, out_of_date) == row
+
+    row = numbers("12_evaluating_honestly")["robust_after_each"]
+    weights = judge.digest(*common.kept_weights(args).state_dict().values())
+    key = judge.key_of({"weights": weights}, 10_000, 0.3, **how)
+    assert common.recorded(args, "12_evaluating_honestly", key, out_of_date) == row
+    headline = found["networks"][common.HEADLINE]
+    assert all(row[column] == headline[column] for column in judge.COLUMNS)
 
 
 # ---- weights that are kept, and networks that are judged -----------------------------------------

@@ -97,7 +97,7 @@ def said_of_capacity(n, full):
     yield "at a loss of {:.2f}, {:.2f} and {:.2f}".format(*losses)
     yield "{}, {} and {} % under FGSM".format(*(p(share) for share in row("FGSM", "FGSM")))
     yield f"{p(max(row('FGSM', 'PGD')))} % or less under PGD"
-    yield f"It reads {p(n['abrupt']['accuracy'])} % of the clean images"
+    yield f"it reads {p(n['abrupt']['accuracy'])} % of the clean images"
     yield f"and {p(n['abrupt']['accuracy_pgd'])} % of PGD's examples"
 
 

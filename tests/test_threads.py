@@ -1,6 +1,7 @@
 """Threads change nothing but the time."""
 
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -123,18 +124,25 @@ def test_by_examples_cuts_all_its_arrays_alike(n):
         np.testing.assert_allclose(one, other)
 
 
+def with_cores(monkeypatch, cores, compute):
+    """What ``compute`` returns on so many cores; on a single one the BLAS has one thread, too."""
+    monkeypatch.setattr(threads, "CORES", cores)
+    with threads.one_blas_thread if cores == 1 else nullcontext():
+        return compute()
+
+
 def test_bounds_and_their_gradients_do_not_depend_on_the_cores(monkeypatch):
     rng = np.random.default_rng(0)
     x, y = rng.random((150, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, 150)
     model = models.fast_cnn()
     whole = cross_entropy(worst_logits(model, x - 0.01, x + 0.01, y), y, "none")
 
-    def results(cores):
-        monkeypatch.setattr(threads, "CORES", cores)
+    def results():
         worst = worst_logits(model, x - 0.01, x + 0.01, y)
         return [worst.value, *grad(cross_entropy(worst, y), model.parameters())]
 
-    for one, several in zip(results(1), results(4), strict=True):
+    both = (with_cores(monkeypatch, cores, results) for cores in (1, 4))
+    for one, several in zip(*both, strict=True):
         np.testing.assert_array_equal(one, several)
     few = [worst_logits(model, a - 0.01, a + 0.01, b) for a, b in [(x[:10], y[:10])]]
     some = cross_entropy(few[0], y[:10], "none")  # too few for pieces
@@ -146,14 +154,14 @@ def test_gradients_of_first_and_second_order_do_not_depend_on_the_cores(monkeypa
     x, y = rng.random((150, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, 150)
     model = models.slides_cnn()
 
-    def gradients(cores):
-        monkeypatch.setattr(threads, "CORES", cores)
+    def gradients():
         image = Tensor(x)
         loss = cross_entropy(model(image), y)
         (g,) = grad(loss, [image], create_graph=True)
         return [g.value, *grad(loss + 0.1 * (g * g).sum(), model.parameters())]
 
-    for one, several in zip(gradients(1), gradients(4), strict=True):
+    both = (with_cores(monkeypatch, cores, gradients) for cores in (1, 4))
+    for one, several in zip(*both, strict=True):
         np.testing.assert_array_equal(one, several)
 
 
