@@ -21,9 +21,9 @@ The cheaper and the other ways: Wong et al. (2020), "Fast is better than free"; 
 adversarial robustness and interpretability of deep neural networks by regularizing their input
 gradients".
 
-**Run.** `python lessons/07_min_max_training.py`: less than a minute and a half on two cores, with
-the embedded printed digits. Most of it is training; the networks are kept, and the next run takes
-less than a minute. On handwritten digits
+**Run.** `python lessons/07_min_max_training.py`: one to two minutes on two cores, with the embedded
+printed digits. Most of it is training; the networks are kept, and the next run takes less than a
+minute. On handwritten digits
 `python lessons/07_min_max_training.py --data mnist --full`: some eleven hours of one core, four of
 them for the attacks on the largest network alone (`--robust-images 1000` does with a tenth of its
 images). What is done is kept, so it can be stopped and started again. With `--keep` rows are taken

@@ -18,7 +18,7 @@ so the descent needs ∂/∂θ of ∇ₓL: the gradient of a gradient, *double b
 backpropagation"; Ross & Doshi-Velez (2018), "Improving the adversarial robustness and
 interpretability of deep neural networks by regularizing their input gradients".
 
-**Run.** `python lessons/08_gradient_regularisation.py`: about a minute on two cores, with the
+**Run.** `python lessons/08_gradient_regularisation.py`: a minute or more on two cores, with the
 embedded printed digits. On handwritten digits, with longer training:
 `python lessons/08_gradient_regularisation.py --data mnist --full`, about half an hour.
 

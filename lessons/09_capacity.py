@@ -15,7 +15,7 @@ network that is too small for it cannot bring the second objective down, however
 **Paper.** Madry et al. (2018), "Towards deep learning models resistant to adversarial attacks",
 section 4 and figure 4: 2 and 4 filters and 64 hidden units, then doubled four times.
 
-**Run.** `python lessons/09_capacity.py`: a bit more than a minute on two cores, with the embedded
+**Run.** `python lessons/09_capacity.py`: one to two minutes on two cores, with the embedded
 printed digits and three widths. `python lessons/09_capacity.py --data mnist --full`: five widths
 on handwritten digits, about half an hour. Every network is kept as soon as it is trained, so a run
 that was interrupted goes on where it stopped.

@@ -632,11 +632,11 @@ for name, row in rows.items():
         text = f"{name}: {percent(row['naive'])} reported, the ensemble leaves "
         common.claim(text + percent(row["true"]), row["true"] <= most)
 row = rows["fast"]
-gap = row["naive"] - row["true"]
-least = {"glyphs": 0.01, "mnist": 0.01, "fashion": 0.0}[data.name]
-common.claim(f"fast: PGD-{STEPS}×{STARTS} had missed {100 * gap:.1f} points", loose or gap > least)
-single = row["single_step"]
-common.claim(f"and a single step said {percent(single)}", loose or single > row["naive"])
+gap, hidden = (row[asked] - row["true"] for asked in ("naive", "single_step"))
+least = 0.0 if data.name == "fashion" else 0.05
+common.claim(f"fast: a single step had missed {100 * hidden:.1f} points", loose or hidden > least)
+text = f"and PGD-{STEPS}×{STARTS} {100 * gap:.1f}"  # of printed digits often none
+common.claim(text, loose or data.name != "mnist" or gap > 0.01)
 for name in ("distilled", "squeezed"):
     row = rows[name]
     common.claim(f"{name}: the naive attack leaves {percent(row['naive'])}", row["naive"] > 0.5)
