@@ -395,7 +395,7 @@ rows = [
         name,
         *(f"{100 * row[c]:.1f} %" for c in judge.COLUMNS),
         row["images"],
-        f"{row['cpu_seconds'] or np.nan:.0f}",
+        f"{row['cpu_seconds']:.0f}",
     ]
     for name, row in result.items()
 ]
@@ -455,7 +455,7 @@ for name, lengths in LENGTHS.items():
     growing[name], before = {}, None
     for epochs in lengths:
         found = growing[name][epochs] = after(name, epochs)
-        seconds, stand = found["cpu_seconds"] or np.nan, found["stand"]
+        seconds, stand = found["cpu_seconds"], found["stand"]
         gain = "" if before is None else f"{100 * (stand - before):+.1f}"
         rows.append([name, epochs, f"{seconds:.0f}", f"{100 * stand:.1f} %", gain])
         before = stand
@@ -571,7 +571,7 @@ CURVES = {  # colour, label, and where it stands: how far from the first or the 
 }
 for name, curve in growing.items():
     ax, (colour, label, at, offset) = below[2], CURVES[name]
-    minutes = [(found["cpu_seconds"] or np.nan) / 60 for found in curve.values()]
+    minutes = [found["cpu_seconds"] / 60 for found in curve.values()]
     stand = [100 * found["stand"] for found in curve.values()]
     ax.plot(minutes, stand, "o-", ms=4, color=colour)
     ax.annotate(label, (minutes[at], stand[at]), offset, textcoords="offset points",

@@ -20,7 +20,7 @@ a defense to adversarial perturbations"; Xu et al. (2018), "Feature squeezing". 
 two: Carlini & Wagner (2017), "Towards evaluating the robustness of neural networks"; He et al.
 (2017), "Adversarial example defenses: ensembles of weak defenses are not strong".
 
-**Run.** `python lessons/12_evaluating_honestly.py`: a bit more than a minute on two cores, most
+**Run.** `python lessons/12_evaluating_honestly.py`: one to two minutes on two cores, most
 of it for training networks, which are then kept. The papers' setting, with handwritten digits,
 1,000 images (10,000 for the robust network) and the whole ensemble:
 `python lessons/12_evaluating_honestly.py --data mnist --full`, some five hours of one core, most of

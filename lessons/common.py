@@ -418,7 +418,7 @@ def recorded(args, name: str, key: dict, compute: Callable[[], dict]) -> dict:
         if found is not None:
             print(f"recorded before (without --keep it is computed again): {os.path.relpath(path)}")
             REUSED.append(path)
-            return found
+            return {name: math.nan if part is None else part for name, part in found.items()}
     return {**compute(), "device": _device(args.xp), "key": digest}
 
 

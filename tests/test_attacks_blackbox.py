@@ -222,6 +222,7 @@ def test_p_is_halved_on_the_papers_schedule():
 # ---- what every attack promises ------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:ε = 3 allows every image")
 @given(
     st.sampled_from([Linf, L2]), st.sampled_from([1e-3, 0.1, 0.5, 3.0]), st.integers(1, 30),
     st.sampled_from([0.01, 0.3, 1.0]), st.sampled_from([np.float32, np.float64]),
@@ -255,6 +256,12 @@ def test_the_result_is_in_the_ball_and_in_the_box(
 def test_with_epsilon_0_the_images_come_back_bit_by_bit(ball, dtype):
     x = images(dtype=dtype)
     assert square(MODEL, x, ball=type(ball)(0.0), queries=20).tobytes() == x.tobytes()
+
+
+def test_an_epsilon_of_0_to_255_is_noticed():
+    with pytest.warns(AttackWarning, match="divided by 255") as caught:
+        square(MODEL, images(), ball=Linf(8), queries=2)
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_the_parameters_stay_as_they_are_and_no_tensor_is_given():

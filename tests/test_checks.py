@@ -233,7 +233,6 @@ def test_other_networks_are_attacked_with_the_same_loss():
 
 def test_nan_is_no_answer():
     x, y = images()
-
     first = x[0, 0, 0, 0]
     count = int((x[:, 0, 0, 0] != first).sum())
 

@@ -288,6 +288,11 @@ def random_answers(model: Callable, x: Array) -> Finding:
     ----------
     model, x
         As for :func:`masking`.
+
+    Raises
+    ------
+    ValueError
+        If there is NaN among the model's logits.
     """
     alarm, change, size = asked_again(answers_only(model), x)
     measured = f"logits up to {size:.3g} change by {change:.2g}"

@@ -557,6 +557,15 @@ class IntervalBound(_Part):
         a lower bound on the inner maximum beside the upper one, if its ε and warm-up go with these.
         De Palma et al. (2024), "Expressive losses for verified robustness via convex combinations"
         (MTL-IBP).
+
+    Raises
+    ------
+    TypeError
+        If ``ramp`` is no pair, ``attack`` is a :class:`Free`, or the network has a layer without an
+        interval rule.
+    ValueError
+        If an argument is not in its range, or a checkpoint was written with an attack and this has
+        none, or the other way round.
     """
 
     def __init__(

@@ -28,6 +28,7 @@ from tinyadv.attacks.common import (
     all_logits,
     answers_only,
     by_pieces,
+    check_ball,
     check_counts,
     checked,
     is_fooled,
@@ -142,6 +143,11 @@ def square(
         If ``x`` is not (N, C, H, W), if ``queries`` is below 1 or ``p`` not in (0, 1], and as for
         :func:`~tinyadv.attacks.gradient.pgd`.
 
+    Warns
+    -----
+    AttackWarning
+        If ε > 1 in Linf.
+
     Examples
     --------
     >>> from tinyadv import models
@@ -163,6 +169,7 @@ def square(
             "begin with a layer that flattens"
         )
     kind = _kind(ball)
+    check_ball(ball)
     if np.isinf(ball.epsilon):
         raise ValueError("square needs a ball of finite size: Linf(1) holds all images")
     pixels = [_share(p, i, queries) * x.shape[2] * x.shape[3] for i in range(queries)]

@@ -131,6 +131,7 @@ def asked_again(model: Callable, x: Array) -> tuple[bool, float, float]:
     """Whether the logits of the same images are others the second time, their change, their size.
 
     The change is that of one logit at most, and counts if it is above a thousandth of the largest.
+    Raises ValueError if there is NaN among them.
     """
     first, again = all_logits(model, x), all_logits(model, x)
     check_answers(first)
