@@ -128,6 +128,33 @@ def test_fast_cnn_made_larger():
     assert shapes == [(32, 1, 4, 4), (64, 32, 4, 4), (512, 3136), (10, 512)]
 
 
+def test_thresholds_cut_off_what_is_nearly_black_or_white(xp):
+    first = on(xp, Sequential(*models.threshold_layers(0.3, 0.8)))
+    x = np.linspace(0, 1, 11, dtype=np.float32).reshape(1, 1, 1, 11)
+    expected = np.clip((x - 0.3) / 0.5, 0, 1)
+    np.testing.assert_allclose(to_numpy(first(xp.asarray(x))), expected, atol=1e-6)
+    assert to_numpy(first(xp.asarray(x))).min() == 0  # exactly
+
+
+@pytest.mark.parametrize(
+    "thresholds", [(0.5, 0.5), (0.7, 0.3), (-0.1, 0.5), (0.5, 1.1), (np.nan, 1)]
+)
+def test_thresholds_that_make_no_sense(thresholds):
+    with pytest.raises(ValueError, match="expected thresholds 0 ≤ low < high ≤ 1, got"):
+        models.threshold_layers(*thresholds)
+
+
+def test_interval_cnn_with_thresholds_and_more_neurons():
+    plain = models.interval_cnn(hidden=50)
+    model = models.interval_cnn(hidden=50, thresholds=(0.2, 0.6))
+    assert [p.shape for p in plain.parameters()[::2]][2:] == [(50, 3200), (10, 50)]
+    assert len(model.layers) == 4 + len(plain.layers)
+    for a, b in zip(plain.parameters(), model.parameters()[4:], strict=True):
+        np.testing.assert_array_equal(a.value, b.value)
+    x = np.clip((IMAGES - 0.2) / 0.4, 0, 1)
+    np.testing.assert_allclose(model(IMAGES).value, plain(x).value, rtol=1e-3, atol=1e-5)
+
+
 def test_slides_cnn_written_out_with_operations(xp):
     model, x = on(xp, models.slides_cnn(rng=1)), xp.asarray(IMAGES)
     w1, b1, w2, b2, w3, b3, w4, b4 = model.parameters()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyadv import Tensor, grad, layers, ops, to_numpy
+from tinyadv import Tensor, grad, layers, models, ops, to_numpy
 from tinyadv.attacks import pgd
 from tinyadv.balls import Linf
 from tinyadv.evaluate import accuracy, predict
@@ -64,6 +64,15 @@ def test_the_bounds_of_one_layer_are_reached(layer, shape):
             worst, best = layer(high), layer(low)
         assert to_numpy(worst)[i] == pytest.approx(to_numpy(bounds[1])[i], abs=1e-5)
         assert to_numpy(best)[i] == pytest.approx(to_numpy(bounds[0])[i], abs=1e-5)
+
+
+def test_thresholds_leave_black_and_white_no_interval():
+    first = layers.Sequential(*models.threshold_layers(0.35, 0.65))
+    x = np.array([0, 0.04, 0.96, 1, 0.5, 0.2], np.float32).reshape(1, 1, 1, 6)
+    bounds = interval_bounds(first, np.clip(x - 0.3, 0, 1), np.clip(x + 0.3, 0, 1))
+    low, high = (bound.value.ravel() for bound in bounds)
+    np.testing.assert_allclose(low, [0, 0, 1, 1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(high, [0, 0, 1, 1, 1, 0.5], atol=1e-6)
 
 
 @given(seed=st.integers(0, 10_000))

@@ -10,7 +10,16 @@ from itertools import pairwise
 
 import numpy as np
 
-from tinyadv.layers import Activation, Conv2d, Dense, Flatten, MaxPool2d, ReLU, Sequential
+from tinyadv.layers import (
+    Activation,
+    Conv2d,
+    Dense,
+    Flatten,
+    MaxPool2d,
+    Module,
+    ReLU,
+    Sequential,
+)
 
 
 def slides_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
@@ -34,6 +43,34 @@ def slides_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
     )
 
 
+def threshold_layers(low: float, high: float) -> list[Module]:
+    """Layers to begin with: clip((x - low) / (high - low), 0, 1), pixel by pixel, for grey images.
+
+    Two 1×1 convolutions and their ReLUs, 4 parameters, which training moves like all others:
+
+        a = relu(high - x)                0 for white pixels, and all above ``high``
+        b = relu(1 - a / (high - low))    0 for black ones, and all below ``low``
+
+    A black pixel that changes by ``low`` at most comes out as if nothing had happened, and so does
+    a white one that changes by 1 - ``high``; interval bounds see that. Grey pixels come out further
+    apart than they went in. So it is of use where most pixels are black or white. Training on PGD's
+    examples finds such thresholds by itself: Madry et al. (2018), appendix C, saw them in the first
+    layer of their MNIST network.
+
+    Raises
+    ------
+    ValueError
+        If not 0 ≤ low < high ≤ 1.
+    """
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"expected thresholds 0 ≤ low < high ≤ 1, got {low} and {high}")
+    layers = [Conv2d(1, 1, 1), ReLU(), Conv2d(1, 1, 1), ReLU()]
+    parameters = [p for layer in layers for p in layer.parameters()]
+    for p, value in zip(parameters, (-1, high, -1 / (high - low), 1), strict=True):
+        p.value[...] = value
+    return layers
+
+
 def fast_cnn(rng=0, *, width: int = 1, hidden: int = 100, init: str = "he_normal") -> Sequential:
     """The small strided CNN of Wong et al. (2020), "Fast is better than free": 166,406 parameters.
 
@@ -54,22 +91,30 @@ def fast_cnn(rng=0, *, width: int = 1, hidden: int = 100, init: str = "he_normal
     )
 
 
-def interval_cnn(rng=0, *, init: str = "interval_normal") -> Sequential:
+def interval_cnn(
+    rng=0,
+    *,
+    hidden: int = 100,
+    thresholds: tuple[float, float] | None = None,
+    init: str = "interval_normal",
+) -> Sequential:
     """The small network of Gowal et al. (2018), who train on interval bounds: 329,606 parameters.
 
     For 28×28 grey images. Unlike theirs it begins with weights for which the bounds of a new
-    network are of use, those of Shi et al. (2021).
+    network are of use, those of Shi et al. (2021). ``hidden`` is the size of the dense layer;
+    ``thresholds=(low, high)`` puts :func:`threshold_layers` in front.
     """
     how = {"rng": np.random.default_rng(rng), "init": init}
     return Sequential(
+        *(threshold_layers(*thresholds) if thresholds else ()),
         Conv2d(1, 16, 4, stride=2, **how),  # (N, 1, 28, 28) -> (N, 16, 13, 13)
         ReLU(),
         Conv2d(16, 32, 4, **how),  # -> (N, 32, 10, 10)
         ReLU(),
         Flatten(),  # -> (N, 3200)
-        Dense(3200, 100, **how),
+        Dense(3200, hidden, **how),
         ReLU(),
-        Dense(100, 10, **how),
+        Dense(hidden, 10, **how),
     )
 
 
