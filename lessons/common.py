@@ -563,6 +563,12 @@ MNIST_RECIPES = {
         "epsilon": 0.33,
         "half": True,
     },
+    "bounds, thresholds": {
+        "network": ["interval_cnn", {"hidden": 256, "thresholds": [0.35, 0.65]}],
+        "defence": ["IntervalBound", {"ramp": [0.5, 5.0]}],
+        "epochs": 25,
+        "lr": 0.003,
+    },
 }
 HEADLINE = "PGD, larger"  # its weights lie beside the lessons
 WEIGHTS = LESSONS / "weights" / "mnist_robust.npz"

@@ -150,6 +150,9 @@ def test_the_sentences_about_the_robust_networks():
             f"{100 * a['stand']:.1f}" for a in numbers["more_time"][name].values()
         )
         assert f"{first}, {second} and {third} %" in " ".join(README.split())
+    plain, cut = (numbers["networks"][n] for n in ("interval bounds", "bounds, thresholds"))
+    proved = f"prove {100 * cut['certified']:.1f} % instead of {100 * plain['certified']:.1f} %"
+    assert f"{proved}, at {100 * cut['clean']:.1f} % clean" in " ".join(README.split())
     assert row["images"] == 10_000
     assert f"keeps {100 * row['ensemble']:.1f} % of all 10,000 test" in README
 
