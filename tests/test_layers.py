@@ -129,11 +129,17 @@ def test_fast_cnn_made_larger():
 
 
 def test_thresholds_cut_off_what_is_nearly_black_or_white(xp):
-    first = on(xp, Sequential(*models.threshold_layers(0.3, 0.8)))
-    x = np.linspace(0, 1, 11, dtype=np.float32).reshape(1, 1, 1, 11)
-    expected = np.clip((x - 0.3) / 0.5, 0, 1)
-    np.testing.assert_allclose(to_numpy(first(xp.asarray(x))), expected, atol=1e-6)
-    assert to_numpy(first(xp.asarray(x))).min() == 0  # exactly
+    first = on(xp, Sequential(*models.threshold_layers(0.35, 0.65)))
+    x = np.linspace(0, 1, 101, dtype=np.float32).reshape(1, 1, 1, 101)
+    out = to_numpy(first(xp.asarray(x)))
+    np.testing.assert_allclose(out, np.clip((x - 0.35) / 0.3, 0, 1), atol=1e-6)
+    assert (out[x < 0.345] == 0).all() and (out[x > 0.655] == 1).all()  # to the last bit
+
+
+def test_training_moves_the_thresholds():
+    first = Sequential(*models.threshold_layers(0.35, 0.65))
+    for g in grad(ops.sum(first(np.full((1, 1, 2, 2), 0.4, np.float32))), first.parameters()):
+        assert abs(g).min() > 0
 
 
 @pytest.mark.parametrize(

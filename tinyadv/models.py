@@ -1,4 +1,5 @@
 """The networks, by name. All take images (N, C, H, W) and return logits (N, K): no softmax.
+:func:`threshold_layers` is a piece of one.
 
 ``rng`` is a seed or a generator; ``init`` names an initialisation of :mod:`tinyadv.layers`.
 """
@@ -43,34 +44,6 @@ def slides_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
     )
 
 
-def threshold_layers(low: float, high: float) -> list[Module]:
-    """Layers to begin with: clip((x - low) / (high - low), 0, 1), pixel by pixel, for grey images.
-
-    Two 1×1 convolutions and their ReLUs, 4 parameters, which training moves like all others:
-
-        a = relu(high - x)                0 for white pixels, and all above ``high``
-        b = relu(1 - a / (high - low))    0 for black ones, and all below ``low``
-
-    A black pixel that changes by ``low`` at most comes out as if nothing had happened, and so does
-    a white one that changes by 1 - ``high``; interval bounds see that. Grey pixels come out further
-    apart than they went in. So it is of use where most pixels are black or white. Training on PGD's
-    examples finds such thresholds by itself: Madry et al. (2018), appendix C, saw them in the first
-    layer of their MNIST network.
-
-    Raises
-    ------
-    ValueError
-        If not 0 ≤ low < high ≤ 1.
-    """
-    if not 0 <= low < high <= 1:
-        raise ValueError(f"expected thresholds 0 ≤ low < high ≤ 1, got {low} and {high}")
-    layers = [Conv2d(1, 1, 1), ReLU(), Conv2d(1, 1, 1), ReLU()]
-    parameters = [p for layer in layers for p in layer.parameters()]
-    for p, value in zip(parameters, (-1, high, -1 / (high - low), 1), strict=True):
-        p.value[...] = value
-    return layers
-
-
 def fast_cnn(rng=0, *, width: int = 1, hidden: int = 100, init: str = "he_normal") -> Sequential:
     """The small strided CNN of Wong et al. (2020), "Fast is better than free": 166,406 parameters.
 
@@ -91,6 +64,35 @@ def fast_cnn(rng=0, *, width: int = 1, hidden: int = 100, init: str = "he_normal
     )
 
 
+def threshold_layers(low: float, high: float) -> list[Module]:
+    """Layers to put in front of a network: clip((x - low) / (high - low), 0, 1), for grey images.
+
+    Two 1×1 convolutions and their ReLUs, 4 parameters, pixel by pixel. Training moves them like all
+    others; before it they are
+
+        a = relu(high - x)                0 for white pixels, and all above ``high``
+        b = relu(1 - a / (high - low))    0 for black ones, and all below ``low``
+
+    A black pixel that changes by ``low`` at most comes out as if nothing had happened, and so does
+    a white one that changes by 1 - ``high``; interval bounds see that. Values between the two come
+    out further apart. So it is of use where most pixels are nearly black or white. Training on
+    PGD's examples finds such thresholds by itself: Madry et al. (2018) saw them in the first layer
+    of their MNIST network.
+
+    Raises
+    ------
+    ValueError
+        If not 0 ≤ low < high ≤ 1.
+    """
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"expected thresholds 0 ≤ low < high ≤ 1, got {low} and {high}")
+    layers = [Conv2d(1, 1, 1), ReLU(), Conv2d(1, 1, 1), ReLU()]
+    parameters = [p for layer in layers for p in layer.parameters()]
+    for p, value in zip(parameters, (-1, high, -1 / (high - low), 1), strict=True):
+        p.value[...] = value
+    return layers
+
+
 def interval_cnn(
     rng=0,
     *,
@@ -100,13 +102,13 @@ def interval_cnn(
 ) -> Sequential:
     """The small network of Gowal et al. (2018), who train on interval bounds: 329,606 parameters.
 
-    For 28×28 grey images. Unlike theirs it begins with weights for which the bounds of a new
-    network are of use, those of Shi et al. (2021). ``hidden`` is the size of the dense layer;
-    ``thresholds=(low, high)`` puts :func:`threshold_layers` in front.
+    That is by default, and for 28×28 grey images. Unlike theirs it begins with weights for which
+    the bounds of a new network are of use, those of Shi et al. (2021). ``hidden`` is the size of
+    the dense layer; ``thresholds=(low, high)`` puts :func:`threshold_layers` in front.
     """
     how = {"rng": np.random.default_rng(rng), "init": init}
     return Sequential(
-        *(threshold_layers(*thresholds) if thresholds else ()),
+        *(threshold_layers(*thresholds) if thresholds is not None else ()),
         Conv2d(1, 16, 4, stride=2, **how),  # (N, 1, 28, 28) -> (N, 16, 13, 13)
         ReLU(),
         Conv2d(16, 32, 4, **how),  # -> (N, 32, 10, 10)
