@@ -254,9 +254,10 @@ def test_the_recorded_rows_are_those_of_the_recipes(monkeypatch):
     for name, curve in found["more_time"].items():
         for epochs, row in curve.items():
             recipe = common.of_length(recipes[name], int(epochs))
-            network = {"recipe": recipe, "certified": name == "interval bounds"}
+            proved = recipe["defence"][0] == "IntervalBound"
+            network = {"recipe": recipe, "certified": proved}
             short = {"starts": 0, "ensemble": {"steps": 20, "targets": 3, "queries": 200}}
-            images = 10_000 if network["certified"] else 1000
+            images = 10_000 if proved else 1000
             key = judge.key_of(network, images, 0.3, **short, seed=0)
             assert common.recorded(args, "07_min_max_training", key, out_of_date) == row
 

@@ -1,6 +1,6 @@
 """The networks, by name. All take images (N, C, H, W) and return logits (N, K): no softmax.
-:func:`threshold_layers` is a piece of one.
 
+:func:`threshold_layers` is a piece of one.
 ``rng`` is a seed or a generator; ``init`` names an initialisation of :mod:`tinyadv.layers`.
 """
 
@@ -78,6 +78,16 @@ def threshold_layers(low: float, high: float) -> list[Module]:
     out further apart. So it is of use where most pixels are nearly black or white. Training on
     PGD's examples finds such thresholds by itself: Madry et al. (2018) saw them in the first layer
     of their MNIST network.
+
+    Parameters
+    ----------
+    low, high : float
+        In pixel values 0–1.
+
+    Returns
+    -------
+    list of Module
+        (N, 1, H, W) -> (N, 1, H, W), one after the other.
 
     Raises
     ------
