@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import strict_cupy
 from scipy.optimize import linprog
-from scipy.sparse import block_diag
+from scipy.sparse import block_diag, coo_array
 
 from tinyadv import Tensor, losses, models, ops, threads, to_numpy
 from tinyadv.attacks import AttackWarning, apgd, auto
@@ -74,10 +74,15 @@ def planes(n, dimension, seed=0):
     return x, w, ((towards * (point - x)) * w).sum(1)
 
 
+def blocks(rows):
+    """One constraint of each example: a row in a matrix that is zero elsewhere."""
+    return block_diag([coo_array(row[None]) for row in rows])
+
+
 def least_linear(cost, x, w, c, extra=None):
     """min <cost, δ> with <w, δ> = c and 0 ≤ x + δ ≤ 1, for many examples in one linear program."""
     result = linprog(
-        cost.ravel(), A_eq=block_diag([row[None] for row in w]), b_eq=c,
+        cost.ravel(), A_eq=blocks(w), b_eq=c,
         bounds=np.stack([-x.ravel(), 1 - x.ravel()], axis=1),
     )  # fmt: skip
     assert result.status == 0
@@ -90,8 +95,9 @@ def smallest_linf(x, w, c):
     limits = np.block([[np.eye(d), -np.ones((d, 1))], [-np.eye(d), -np.ones((d, 1))]])
     bounds = np.concatenate([np.stack([-x, 1 - x], 2), np.tile([[[0, 2]]], (n, 1, 1))], axis=1)
     result = linprog(
-        np.tile(np.r_[np.zeros(d), 1], n), A_ub=block_diag([limits] * n), b_ub=np.zeros(2 * d * n),
-        A_eq=block_diag([np.r_[row, 0][None] for row in w]), b_eq=c, bounds=bounds.reshape(-1, 2),
+        np.tile(np.r_[np.zeros(d), 1], n),
+        A_ub=block_diag([coo_array(limits)] * n), b_ub=np.zeros(2 * d * n),
+        A_eq=blocks(np.c_[w, np.zeros(n)]), b_eq=c, bounds=bounds.reshape(-1, 2),
     )  # fmt: skip
     assert result.status == 0
     return result.x.reshape(n, d + 1)[:, -1]
@@ -102,7 +108,7 @@ def smallest_l1(x, w, c):
     n, d = x.shape
     bounds = np.stack([np.zeros((n, 2 * d)), np.concatenate([1 - x, x], axis=1)], axis=2)
     result = linprog(
-        np.ones(2 * n * d), A_eq=block_diag([np.r_[row, -row][None] for row in w]), b_eq=c,
+        np.ones(2 * n * d), A_eq=blocks(np.c_[w, -w]), b_eq=c,
         bounds=bounds.reshape(-1, 2),
     )  # fmt: skip
     assert result.status == 0
