@@ -362,8 +362,8 @@ assert data.name == "fashion" or width.mean() < before.mean() / 2  # clothes are
 # goes on changing like all other weights, and that has 256 neurons before the last layer in place
 # of 100. Thresholds are knowledge about these images, and do nothing for images that are grey all
 # over. Where they are flat there is no gradient either, which flatters that network under FGSM and
-# PGD; look at the ensemble, and at what is certified. And the fast training watches itself there,
-# and is rescued if need be.
+# PGD; look at the ensemble, and at what is certified. And the fast training raises ε over the first
+# epoch there, moves the images by up to a pixel, watches itself, and is rescued if need be.
 
 # %%
 recipes = common.recipes(args, data)
