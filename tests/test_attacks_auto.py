@@ -79,7 +79,7 @@ def blocks(rows):
     return block_diag([coo_array(row[None]) for row in rows])
 
 
-def least_linear(cost, x, w, c, extra=None):
+def least_linear(cost, x, w, c):
     """min <cost, δ> with <w, δ> = c and 0 ≤ x + δ ≤ 1, for many examples in one linear program."""
     result = linprog(
         cost.ravel(), A_eq=blocks(w), b_eq=c,

@@ -145,16 +145,30 @@ def test_the_sentences_about_the_robust_networks():
     assert len(kept) == 3
     assert f"keeps {100 * kept[0]:.1f} to {100 * kept[-1]:.1f} %" in README
     assert f"trained in {row['seconds'] / 60:.1f} minutes on two cores" in README
+    text = " ".join(README.split())
+    assert f"it took {numbers['networks']['fast']['seconds']:.0f} seconds" in text
     for name in ("PGD", "PGD, larger", "interval bounds"):
         first, second, third = (
             f"{100 * a['stand']:.1f}" for a in numbers["more_time"][name].values()
         )
-        assert f"{first}, {second} and {third} %" in " ".join(README.split())
+        assert f"{first}, {second} and {third} %" in text
     plain, cut = (numbers["networks"][n] for n in ("interval bounds", "bounds, thresholds"))
     proved = f"prove {100 * cut['certified']:.1f} % instead of {100 * plain['certified']:.1f} %"
     assert f"{proved}, at {100 * cut['clean']:.1f} % clean" in " ".join(README.split())
     assert row["images"] == 10_000
     assert f"keeps {100 * row['ensemble']:.1f} % of all 10,000 test" in README
+
+
+def test_the_sentence_about_a_gpu():
+    found = json.loads((ROOT / "tests" / "benchmarks" / "speed-h200.json").read_text())
+    slides, fast, madry = (
+        found["tasks"][f"{net}: training step"]["ratio"]
+        for net in ("slides_cnn", "fast_cnn", "madry_cnn")
+    )
+    text = " ".join(README.split())
+    assert f"on that {found['device'].split()[-1]}, a training step took" in text
+    assert f"{slides:.1f} times as long on `slides_cnn`, {fast:.1f} times on `fast_cnn`" in text
+    assert f"{madry:.0f} times on `madry_cnn`" in text
 
 
 def test_links_lead_to_files():
