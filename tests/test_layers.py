@@ -9,6 +9,7 @@ from tinyadv.layers import (
     ACTIVATIONS,
     INITIALISERS,
     Activation,
+    Average,
     AvgPool2d,
     Conv2d,
     Dense,
@@ -126,6 +127,23 @@ def test_init_is_a_choice(name, default):
 def test_fast_cnn_made_larger():
     shapes = [p.shape for p in models.fast_cnn(width=2, hidden=512).parameters()[::2]]
     assert shapes == [(32, 1, 4, 4), (64, 32, 4, 4), (512, 3136), (10, 512)]
+
+
+def test_average_of_networks(xp):
+    members = [on(xp, models.mlp((784, 5, 10), seed)) for seed in (1, 2, 3)]
+    average = Average(*members)
+    x = xp.asarray(IMAGES.reshape(-1, 784))
+    expected = np.mean([to_numpy(member(x).value) for member in members], axis=0)
+    np.testing.assert_allclose(to_numpy(average(x).value), expected, atol=1e-6)
+    names = list(average.state_dict())
+    assert names[0] == "members.0.1.weight" and len(names) == 12
+    assert repr(average).startswith("Average(Sequential(") and repr(average).count("Dense") == 6
+    weights = members[1].parameters()  # a member counts for a third
+    shares = grad(ops.sum(average(x)), weights), grad(ops.sum(members[1](x)), weights)
+    for share, alone in zip(*shares, strict=True):
+        np.testing.assert_allclose(to_numpy(share), to_numpy(alone) / 3, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="needs one network at least"):
+        Average()
 
 
 def test_thresholds_cut_off_what_is_nearly_black_or_white(xp):

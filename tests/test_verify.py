@@ -102,6 +102,24 @@ def test_a_batch_of_any_size_is_its_examples(n):
         np.testing.assert_allclose(whole[one], alone, atol=1e-12)
 
 
+@given(seed=st.integers(0, 10_000))
+def test_an_average_is_bounded_by_its_members(seed):
+    members = [conv_net(seed), conv_net(seed + 1)]
+    net, x, y, rows = layers.Average(*members), images(seed=seed), np.arange(5) % 4, np.arange(5)
+    rng, low, high = np.random.default_rng(seed), x - 0.05, x + 0.05
+    bottom, top = (to_numpy(bound) for bound in interval_bounds(net, low, high))
+    worst = worst_logits(net, low, high, y).value
+    for _ in range(10):
+        z = net(x + 0.05 * rng.choice([-1, 1, rng.random()], x.shape)).value
+        assert (bottom - 1e-9 <= z).all() and (z <= top + 1e-9).all()
+        assert (z - z[rows, y][:, None] <= worst + 1e-9).all()
+    alone = [worst_logits(member, low, high, y).value for member in members]
+    np.testing.assert_allclose(worst, np.mean(alone, axis=0), atol=1e-12)
+    # What both prove, the average proves.
+    both = certified(members[0], x, y, 0.01) & certified(members[1], x, y, 0.01)
+    assert certified(net, x, y, 0.01)[both].all()
+
+
 def test_a_linear_model_is_certified_exactly():
     rng = np.random.default_rng(0)
     w = rng.standard_normal((2, 16)).astype(np.float32)
@@ -117,9 +135,10 @@ def test_a_linear_model_is_certified_exactly():
         assert certified_accuracy(net, x, y, epsilon, batch_size=7) == exact.mean()
 
 
+@pytest.mark.parametrize("net", [conv_net(), layers.Average(conv_net(), conv_net(1))])
 @pytest.mark.parametrize("epsilon", [0.003, 0.01])
-def test_no_attack_breaks_what_is_certified(epsilon):
-    net, x = conv_net(), images(40)
+def test_no_attack_breaks_what_is_certified(net, epsilon):
+    x = images(40)
     y = predict(net, x)
     safe = certified(net, x, y, epsilon)
     assert 0 < safe.mean() < 1
@@ -144,7 +163,8 @@ def test_gradients_for_the_weights():
 
 
 def test_on_the_device(device):
-    net, x, y = conv_net(dtype=np.float32), images(dtype=np.float32), np.arange(5) % 4
+    net = layers.Average(conv_net(dtype=np.float32), conv_net(1, dtype=np.float32))
+    x, y = images(dtype=np.float32), np.arange(5) % 4
     host = certified(net, x, y, 0.01)
     for p in net.parameters():
         p.value = device.asarray(p.value)
@@ -158,6 +178,8 @@ def test_errors():
         interval_bounds(layers.Sequential(Sine()), x, x)
     with pytest.raises(TypeError, match="ends in a Dense"):
         worst_logits(layers.Sequential(layers.Flatten()), x, x, y)
+    with pytest.raises(TypeError, match="or an Average of such, got Flatten"):
+        worst_logits(layers.Average(conv_net(), layers.Flatten()), x, x, y)
     with pytest.raises(ValueError, match="epsilon must be ≥ 0"):
         certified(conv_net(), x, y, -0.1)
     for judge in (certified, certified_accuracy):

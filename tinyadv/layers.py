@@ -229,6 +229,40 @@ class Sequential(Module):
         return "\n".join(["Sequential(", *lines, ")"])
 
 
+class Average(Module):
+    """The mean of what several networks return for the same images: a committee.
+
+    Networks that were trained from other first weights err on other images. A mistake that one
+    makes alone is outvoted.
+
+    Parameters
+    ----------
+    *members : Module
+        One at least; they take the same images and return the same shape.
+
+    Raises
+    ------
+    ValueError
+        If there is no member.
+    """
+
+    def __init__(self, *members: Module):
+        if not members:
+            raise ValueError("Average needs one network at least: Average(first, second, …)")
+        self.members = list(members)
+
+    def __call__(self, x):
+        return _mean([member(x) for member in self.members])
+
+    def __repr__(self) -> str:
+        return f"Average({', '.join(map(repr, self.members))})"
+
+
+def _mean(tensors):
+    first, *others = tensors
+    return sum(others, first) * (1 / len(tensors))
+
+
 # -------------------------------------------------------------------------- layers with weights
 
 

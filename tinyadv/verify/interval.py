@@ -25,6 +25,7 @@ from tinyadv.data import batches
 from tinyadv.evaluate import _check_classes, _check_pixels, _examples_and_labels
 from tinyadv.layers import (
     Activation,
+    Average,
     AvgPool2d,
     Conv2d,
     Dense,
@@ -32,6 +33,7 @@ from tinyadv.layers import (
     MaxPool2d,
     Module,
     Sequential,
+    _mean,
 )
 from tinyadv.losses import one_hot
 from tinyadv.tensor import Array, _value
@@ -45,7 +47,7 @@ def interval_bounds(model: Module, low, high):
     Parameters
     ----------
     model : Module
-        A layer of :mod:`tinyadv.layers`, or a ``Sequential`` of such.
+        A layer of :mod:`tinyadv.layers`, a ``Sequential`` of such, or an ``Average`` of those.
     low, high : (N, …)
         Arrays or tensors, low ≤ high.
 
@@ -62,6 +64,9 @@ def interval_bounds(model: Module, low, high):
         for layer in model.layers:
             low, high = interval_bounds(layer, low, high)
         return low, high
+    if isinstance(model, Average):
+        lows, highs = zip(*(interval_bounds(m, low, high) for m in model.members), strict=True)
+        return _mean(lows), _mean(highs)
     if isinstance(model, MONOTONE):
         return model(low), model(high)
     if not isinstance(model, (Conv2d, Dense)):
@@ -82,18 +87,20 @@ def _spread(layer: Conv2d | Dense, radius):
     )  # (N, C, H, W) -> (N, O, P, Q)
 
 
-def worst_logits(model: Sequential, low, high, y: Array):
+def worst_logits(model: Sequential | Average, low, high, y: Array):
     """For each class k an upper bound on z_k - z_y, with 0 for the label: (N, K).
 
     As logits these are the worst that the bounds allow, so their cross-entropy is an upper bound on
     the loss, and an example is *certified* where no class is above 0. The last layer is joined to
     the difference, Σ_i (W_ki - W_yi) h_i + b_k - b_y: bounded as a whole this is tighter than the
-    difference of two bounds (Gowal et al. 2018, section 3, "elision of the last layer").
+    difference of two bounds (Gowal et al. 2018, section 3, "elision of the last layer"). For an
+    ``Average`` it is the mean of its members' bounds: none of them can be at a worse point than its
+    own worst.
 
     Parameters
     ----------
-    model : Sequential
-        With a ``Dense`` at its end.
+    model : Sequential or Average
+        With a ``Dense`` at its end; or the mean of such.
     low, high : (N, …)
     y : (N,) integers
 
@@ -102,8 +109,13 @@ def worst_logits(model: Sequential, low, high, y: Array):
     TypeError
         If ``model`` is no such network.
     """
+    if isinstance(model, Average):
+        return _mean([worst_logits(member, low, high, y) for member in model.members])
     if not isinstance(model, Sequential) or not isinstance(model[-1], Dense):
-        raise TypeError(f"worst_logits takes a Sequential that ends in a Dense, got {model!r:.80}")
+        raise TypeError(
+            "worst_logits takes a Sequential that ends in a Dense, or an Average of such, "
+            f"got {model!r:.80}"
+        )
     return ops.by_examples(partial(_worst_logits, model), low, high, y)
 
 
@@ -123,7 +135,7 @@ def _worst_logits(model: Sequential, low, high, y):
     return gap + ops.sum(spread * label[:, None, :], axis=2)
 
 
-def certified(model: Sequential, x: Array, y: Array, epsilon: float) -> Array:
+def certified(model: Sequential | Average, x: Array, y: Array, epsilon: float) -> Array:
     """Whether no perturbation with ‖δ‖∞ ≤ ε, pixels in [0, 1], changes the answer from y: (N,).
 
     ``False`` proves nothing: the bounds are not exact. ``True`` holds up to the rounding errors of
@@ -131,7 +143,8 @@ def certified(model: Sequential, x: Array, y: Array, epsilon: float) -> Array:
 
     Parameters
     ----------
-    model : Sequential
+    model : Sequential or Average
+        As for :func:`worst_logits`.
     x : (N, …), pixel values 0–1
     y : (N,) integers
     epsilon : float
@@ -144,7 +157,7 @@ def certified(model: Sequential, x: Array, y: Array, epsilon: float) -> Array:
     Raises
     ------
     TypeError
-        If a layer has no interval rule, or the model is no ``Sequential`` that ends in a ``Dense``.
+        If a layer has no interval rule, or the model is none that :func:`worst_logits` takes.
     ValueError
         If pixels are outside [0, 1], labels are not N of the model's classes, or ε is negative.
     """
@@ -162,7 +175,7 @@ def certified(model: Sequential, x: Array, y: Array, epsilon: float) -> Array:
 
 
 def certified_accuracy(
-    model: Sequential, x: Array, y: Array, epsilon: float, batch_size: int = 500
+    model: Sequential | Average, x: Array, y: Array, epsilon: float, batch_size: int = 500
 ) -> float:
     """The share of examples that are certified, between 0 and 1: a lower bound under any attack.
 
