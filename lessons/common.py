@@ -493,6 +493,8 @@ EPSILON = {"glyphs": 0.2, "mnist": 0.3, "fashion": 0.1}
 #     lr         of Adam: (share of the epochs, learning rate) points with straight lines between;
 #                a number is the highest of them, which is then reached after 30 %
 #     half       the trained weights are rounded to half precision
+#     members    so many networks, trained with one seed after the other; they answer by the mean of
+#                their logits
 RECIPES = {
     "natural": {"network": ["fast_cnn", {}], "defence": None, "epochs": 3},
     "gradient penalty": {
@@ -574,9 +576,15 @@ MNIST_RECIPES = {
         "lr": 0.003,
     },
 }
-HEADLINE = "PGD, larger"  # its weights lie beside the lessons
-WEIGHTS = LESSONS / "weights" / "mnist_robust.npz"
-ROBUST_IMAGES = (10_000, "MNIST test images that the larger network is judged by, with --full")
+MNIST_RECIPES["bounds, committee"] = {
+    **MNIST_RECIPES["bounds, thresholds"],
+    "members": 2,
+    "half": True,
+}
+# Those whose weights lie beside the lessons, in half precision, and the names of their files.
+WEIGHTS = LESSONS / "weights"
+KEPT = {"PGD, larger": "mnist_robust.npz", "bounds, committee": "mnist_certified.npz"}
+ROBUST_IMAGES = (10_000, "MNIST test images that the kept networks are judged by, with --full")
 
 
 def recipes(args, data: tinyadv.data.Dataset) -> dict[str, dict]:
@@ -651,6 +659,8 @@ def robust_cnn(args, data: tinyadv.data.Dataset, seed: int | None = None):
 
 def _trained(args, data, recipe: dict, seed: int | None):
     seed = args.seed if seed is None else seed
+    if "members" in recipe:
+        return _committee(args, data, recipe, seed)
     (network, sizes), epochs, lr = recipe["network"], recipe["epochs"], recipe["lr"]
     points = lr if isinstance(lr, list) else [(0, lr / 10), (0.3, lr), (1, lr / 100)]
     schedule = tinyadv.optim.piecewise_linear([(share * epochs, at) for share, at in points])
@@ -676,28 +686,46 @@ def _trained(args, data, recipe: dict, seed: int | None):
     return cached_model(key, lambda: build(seed, **sizes).to(args.backend), train, seconds=True)
 
 
+def _committee(args, data, recipe: dict, seed: int):
+    """The mean of several networks, and the seconds that all their trainings took."""
+    alone = {name: part for name, part in recipe.items() if name not in ("members", "half")}
+    seeds = range(seed, seed + recipe["members"])
+    members, seconds = zip(*(_trained(args, data, alone, s) for s in seeds), strict=True)
+    model = tinyadv.layers.Average(*members)
+    if recipe.get("half"):
+        model.load_state_dict(_halved(model))
+    return model, {clock: sum(took[clock] for took in seconds) for clock in ("wall", "cpu")}
+
+
 def _halved(model) -> dict:
     """The weights of ``model``, rounded to half precision."""
     weights = model.state_dict().items()
     return {name: tinyadv.to_numpy(array).astype(np.float16) for name, array in weights}
 
 
-def keep_weights(args, model, network: list) -> None:
-    """Write OUT/weights/mnist_robust.npz: the weights, and of what network they are."""
-    path = args.out / "weights" / WEIGHTS.name
-    save_state(path, {"weights": _halved(model), "network": network})
+def keep_weights(args, name: str, model) -> None:
+    """Write the weights of ``KEPT[name]`` to OUT/weights, and of what network they are."""
+    path, recipe = args.out / WEIGHTS.name / KEPT[name], MNIST_RECIPES[name]
+    state = {part: recipe[part] for part in ("network", "members") if part in recipe}
+    save_state(path, {"weights": _halved(model), **state})
     print(f"written: {os.path.relpath(path)}")
 
 
-def kept_weights(args):
-    """The robust MNIST network whose weights lie beside the lessons; lesson 07 trained it.
+def kept_weights(args, name: str):
+    """A robust MNIST network of ``KEPT``, whose weights lie beside the lessons; see lesson 07.
 
     They are stored in half precision; the network computes in single precision.
     """
+    path = WEIGHTS / KEPT[name]
     try:
-        network, sizes = load_state(WEIGHTS)["network"]
-        model = getattr(tinyadv.models, network)(**sizes).to(args.backend)
-        load_weights(WEIGHTS, model)
+        state = load_state(path)
+        network, sizes = state["network"]
+        build = getattr(tinyadv.models, network)
+        if "members" in state:
+            model = tinyadv.layers.Average(*(build(**sizes) for _ in range(state["members"])))
+        else:
+            model = build(**sizes)
+        load_weights(path, model.to(args.backend))
     except CheckpointError as error:
         stop(error)
     return model

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinyadv import attacks, evaluate, models
+from tinyadv import attacks, evaluate, layers, models, verify
 from tinyadv.balls import Linf
 from tinyadv.data import NAMES, Dataset, data_folder, load
 
@@ -261,53 +261,82 @@ def test_the_recorded_rows_are_those_of_the_recipes(monkeypatch):
             key = judge.key_of(network, images, 0.3, **short, seed=0)
             assert common.recorded(args, "07_min_max_training", key, out_of_date) == row
 
-    row = numbers("12_evaluating_honestly")["robust_after_each"]
-    weights = judge.digest(*common.kept_weights(args).state_dict().values())
-    key = judge.key_of({"weights": weights}, 10_000, 0.3, **how)
-    assert common.recorded(args, "12_evaluating_honestly", key, out_of_date) == row
-    headline = found["networks"][common.HEADLINE]
-    assert all(row[column] == headline[column] for column in judge.COLUMNS)
+    attacked = numbers("12_evaluating_honestly")
+    for name, part in (("PGD, larger", "robust_after_each"), ("bounds, committee", "committee")):
+        weights = judge.digest(*common.kept_weights(args, name).state_dict().values())
+        key = judge.key_of({"weights": weights}, 10_000, 0.3, **how)
+        row = attacked[part]
+        assert common.recorded(args, "12_evaluating_honestly", key, out_of_date) == row
+        assert all(row[column] == found["networks"][name][column] for column in judge.COLUMNS)
 
 
 # ---- weights that are kept, and networks that are judged -----------------------------------------
 
 
-def test_the_kept_weights_are_those_of_the_recipe():
-    file = common.WEIGHTS
+@pytest.mark.parametrize("name", common.KEPT)
+def test_the_kept_weights_are_those_of_the_recipe(name):
+    file, recipe = common.WEIGHTS / common.KEPT[name], common.MNIST_RECIPES[name]
     assert file.stat().st_size < 4_000_000
     state = common.load_state(file)
-    assert state["network"] == common.MNIST_RECIPES[common.HEADLINE]["network"]
+    assert state["network"] == recipe["network"] and recipe["half"]
+    assert state.get("members") == recipe.get("members")
     assert {array.dtype for array in state["weights"].values()} == {np.dtype(np.float16)}
-    model = common.kept_weights(SimpleNamespace(backend="numpy"))
-    for name, array in model.state_dict().items():
+    model = common.kept_weights(SimpleNamespace(backend="numpy"), name)
+    for weight, array in model.state_dict().items():
         assert array.dtype == np.float32
-        np.testing.assert_array_equal(array, state["weights"][name].astype(np.float32))
+        np.testing.assert_array_equal(array, state["weights"][weight].astype(np.float32))
 
 
-def test_weights_are_kept_rounded_to_half_precision(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(common, "WEIGHTS", tmp_path / "folder" / "weights" / "mnist_robust.npz")
+@pytest.mark.parametrize("members", [None, 2])
+def test_weights_are_kept_rounded_to_half_precision(tmp_path, monkeypatch, capsys, members):
+    monkeypatch.setattr(common, "WEIGHTS", tmp_path / "folder" / "weights")
+    monkeypatch.setattr(common, "KEPT", {"small": "small.npz"})
+    recipe = {"network": ["fast_cnn", {"hidden": 20}], **({"members": members} if members else {})}
+    monkeypatch.setattr(common, "MNIST_RECIPES", {"small": recipe})
     args = SimpleNamespace(backend="numpy")
     with pytest.raises(SystemExit, match="2"):
-        common.kept_weights(args)
+        common.kept_weights(args, "small")
     assert "there is no file" in capsys.readouterr().err
     model = models.fast_cnn(5, hidden=20)
+    if members:
+        model = layers.Average(model, models.fast_cnn(6, hidden=20))
     args.out = tmp_path / "folder"
-    common.keep_weights(args, model, ["fast_cnn", {"hidden": 20}])
-    kept = common.kept_weights(args)
+    common.keep_weights(args, "small", model)
+    kept = common.kept_weights(args, "small")
+    assert repr(kept) == repr(model)
     for a, b in zip(model.parameters(), kept.parameters(), strict=True):
         np.testing.assert_array_equal(a.value.astype(np.float16).astype(np.float32), b.value)
 
 
-def test_the_kept_network_is_robust():
+def test_a_committee_is_the_mean_of_networks_that_are_trained_alike(cache, monkeypatch):
+    alone = {"network": ["fast_cnn", {"hidden": 5}], "defence": None, "epochs": 1}
+    recipes = {"alone": alone, "two": {**alone, "members": 2, "half": True}}
+    monkeypatch.setattr(common, "RECIPES", recipes)
+    x = np.random.default_rng(0).random((20, 1, 28, 28), np.float32)
+    data = Dataset("glyphs", x, np.arange(20) % 10, x, np.arange(20) % 10, tuple("0123456789"))
+    args = SimpleNamespace(seed=0, quick=False, backend="numpy")
+    first, second = (common.defended(args, data, "alone", seed=seed) for seed in (3, 4))
+    model, seconds = common.defended(args, data, "two", seed=3)
+    for clock in ("wall", "cpu"):
+        assert seconds[clock] == first[1][clock] + second[1][clock]
+    ours, others = model.parameters(), first[0].parameters() + second[0].parameters()
+    for a, b in zip(ours, others, strict=True):
+        np.testing.assert_array_equal(a.value, b.value.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", common.KEPT)
+def test_a_kept_network_is_robust(name):
     """What the README says of it, for a few images and a weaker attack."""
     if not list((data_folder() / "mnist").glob("t10k-images*")):
         pytest.skip("MNIST is not here, and a test does not download it")
     data = load("mnist")
-    model = common.kept_weights(SimpleNamespace(backend="numpy"))
+    model = common.kept_weights(SimpleNamespace(backend="numpy"), name)
     x, y = data.x_test[:300], data.y_test[:300]
     assert evaluate.accuracy(model, x, y) > 0.98
     x_adv = attacks.pgd(model, x, y, ball=Linf(0.3), steps=20)
     assert 0.9 < evaluate.accuracy(model, x_adv, y) < 0.99
+    proved = verify.certified_accuracy(model, x, y, 0.3)
+    assert proved > 0.88 if "bounds" in name else proved == 0
 
 
 @pytest.mark.parametrize(

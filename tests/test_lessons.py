@@ -111,6 +111,9 @@ def said_of_evaluating(n, full):
     yield f"and so {p(n['squeezed_to_one_bit_under_bpda'], 1)} % of the printed digits"
     fast = full["networks"]["fast"]
     yield f"keeps {p(fast['naive'], 1)} % under PGD and {p(fast['true'], 1)} % under the ensemble"
+    proved, stands = full["between"]["committee"]
+    yield f"that {p(proved, 1)} % of its answers stand"
+    yield f"the attacks leave {p(stands, 1)} %"
 
 
 @pytest.mark.parametrize(

@@ -154,9 +154,13 @@ def test_the_sentences_about_the_robust_networks():
         assert f"{first}, {second} and {third} %" in text
     plain, cut = (numbers["networks"][n] for n in ("interval bounds", "bounds, thresholds"))
     proved = f"prove {100 * cut['certified']:.1f} % instead of {100 * plain['certified']:.1f} %"
-    assert f"{proved}, at {100 * cut['clean']:.1f} % clean" in " ".join(README.split())
-    assert row["images"] == 10_000
-    assert f"keeps {100 * row['ensemble']:.1f} % of all 10,000 test" in README
+    assert f"{proved}, at {100 * cut['clean']:.1f} % clean" in text
+    assert f"on two cores, keeps {100 * row['ensemble']:.1f} %" in text
+    committee = numbers["networks"]["bounds, committee"]
+    assert committee["images"] == row["images"] == 10_000
+    assert f"it keeps {100 * committee['ensemble']:.1f} % of all 10,000 test images" in text
+    assert f"for {100 * committee['certified']:.1f} % bounds prove" in text
+    assert f"for {committee['seconds'] / 60 / 2:.0f} minutes" in text  # two trainings at a time
 
 
 def test_the_sentence_about_a_gpu():
