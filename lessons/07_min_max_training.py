@@ -24,12 +24,12 @@ gradients".
 **Run.** `python lessons/07_min_max_training.py`: one to two minutes on two cores, with the embedded
 printed digits. Most of it is training; the networks are kept, and the next run takes less than a
 minute. On handwritten digits
-`python lessons/07_min_max_training.py --data mnist --full`: some eleven hours of one core, four of
+`python lessons/07_min_max_training.py --data mnist --full`: some twelve hours of one core, four of
 them for the attacks on the largest network alone (`--robust-images 1000` does with a tenth of its
-images). What is done is kept, so it can be stopped and started again. With `--keep` rows are taken
-from the recorded results unless their settings have changed since, and only the three networks of
-the pictures are trained, in twenty minutes of one core. (`--data mnist` without `--full` trains the
-same networks, in an hour and a half of one core, and attacks them less.)
+images, and of the committee's). What is done is kept, so it can be stopped and started again. With
+`--keep` rows are taken from the recorded results unless their settings have changed since, and only
+the three networks of the pictures are trained, in twenty minutes of one core. (Without `--full`,
+`--data mnist` trains the same networks, in an hour and a half of one core, and attacks them less.)
 
 **What to look for.** Robust training is ordinary training and a loop inside. The full ε from the
 first step on leaves the loss at ln 10 = 2.30 for as long as we look. A network trained on single
@@ -288,7 +288,7 @@ for name, gap in (("left alone", 1.0), ("rescued", 0.2)):
 # linear layer takes the middle to W m + b, and the radius to |W| r, as if every pixel moved in its
 # worst direction. A ReLU, which never falls, takes l and u to their own values. For the last layer
 # one needs the difference of each logit to that of the label. Its upper bound is ẑ, and L(ẑ, y) is
-# *at least* the inner maximum. If no ẑ of another class is above 0, that of the label, then nothing
+# *at least* the inner maximum. If every ẑ of another class is below 0, that of the label, nothing
 # within reach changes the answer: the image is *certified*. Gowal et al. train on L(ẑ, y).
 
 
@@ -363,9 +363,9 @@ assert data.name == "fashion" or width.mean() < before.mean() / 2  # clothes are
 # flat there is no gradient either, which flatters that network under FGSM and PGD; look at the
 # ensemble, and at what is certified.
 #
-# And a committee: two networks of that kind, trained from other random numbers, which answer by the
-# mean of their logits. What one of them gets wrong the other may outvote, and an attack has to turn
-# both by the same δ. Each ẑ is a bound for all δ, so the mean of the two is one for the mean of the
+# And a committee: two networks of that kind, from two seeds, which answer by the mean of their
+# logits. What one of them alone gets wrong the other often outweighs, and one δ has to move the
+# mean of both. Each ẑ is a bound for all δ, so the mean of the two is one for the mean of the
 # logits, and the committee is certified like any other network.
 #
 # With `--record` the weights of the larger network and of the committee are kept beside the
@@ -564,16 +564,15 @@ for i, (name, row) in enumerate(result.items()):
         size = 120 if marker == "|" else 55
         ax.scatter(100 * row[column], i, s=size, marker=marker, color=colour, lw=2,
                    label=label if name == "interval bounds" else None)  # fmt: skip
-    # The number that counts, on the side where there is room, and before it what is proved.
+    # The number that counts, and before it what is proved.
     stands, proved = 100 * row["ensemble"], 100 * row["certified"]
-    at, away = (100 * row["FGSM"], 9) if stands < 10 else (min(stands, proved or stands), -9)
-    how = {"textcoords": "offset points", "va": "center", "fontsize": 10}
-    ax.annotate(f"{stands:.1f} %", (at, i), (away, 0), ha="left" if away > 0 else "right",
-                color=common.RED, weight="bold",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, **how)  # fmt: skip
-    if proved >= 0.5:
-        ax.annotate(f"{proved:.1f} %", (at, i), (away - 46, 0), ha="right", **how)
-ax.set(xlim=(-3, 103), xlabel=f"% of test images read rightly, |δ| ≤ {EPSILON}")
+    at = min(stands, proved or stands), i
+    how = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 10}
+    ax.annotate(f"{stands:.1f} %", at, (-9, 0), color=common.RED, weight="bold", **how)
+    if proved >= 20:  # or there is no room
+        ax.annotate(f"{proved:.1f} %", at, (-55, 0), **how)
+ax.set(xlim=(-16, 103), xticks=range(0, 101, 20))  # and room for the numbers
+ax.set(xlabel=f"% of test images read rightly, |δ| ≤ {EPSILON}")
 ax.set_yticks(range(len(result)), list(result), fontsize=10)
 ax.set_ylim(len(result) - 0.4, -0.5)
 ax.tick_params(axis="y", length=0)

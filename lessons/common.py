@@ -584,7 +584,10 @@ MNIST_RECIPES["bounds, committee"] = {
 # Those whose weights lie beside the lessons, in half precision, and the names of their files.
 WEIGHTS = LESSONS / "weights"
 KEPT = {"PGD, larger": "mnist_robust.npz", "bounds, committee": "mnist_certified.npz"}
-ROBUST_IMAGES = (10_000, "MNIST test images that the kept networks are judged by, with --full")
+ROBUST_IMAGES = (
+    10_000,
+    "MNIST test images that networks in lessons/weights are judged by, with --full",
+)
 
 
 def recipes(args, data: tinyadv.data.Dataset) -> dict[str, dict]:

@@ -144,6 +144,10 @@ def test_average_of_networks(xp):
         np.testing.assert_allclose(to_numpy(share), to_numpy(alone) / 3, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="needs one network at least"):
         Average()
+    with pytest.raises(TypeError, match=r"got a list: .* or Average\(\*networks\)"):
+        Average(members)
+    with pytest.raises(ValueError, match=r"one shape, got \(3, 10\) and \(3, 1\)"):
+        Average(members[0], on(xp, models.mlp((784, 1), 1)))(x)
 
 
 def test_thresholds_cut_off_what_is_nearly_black_or_white(xp):

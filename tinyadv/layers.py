@@ -233,7 +233,7 @@ class Average(Module):
     """The mean of what several networks return for the same images: a committee.
 
     Networks that were trained from other first weights err on other images. A mistake that one
-    makes alone is outvoted.
+    makes alone is often outweighed.
 
     Parameters
     ----------
@@ -242,13 +242,21 @@ class Average(Module):
 
     Raises
     ------
+    TypeError
+        If a member cannot be called.
     ValueError
-        If there is no member.
+        If there is no member; when called, if they return different shapes.
     """
 
     def __init__(self, *members: Module):
         if not members:
             raise ValueError("Average needs one network at least: Average(first, second, …)")
+        for member in members:
+            if not callable(member):
+                raise TypeError(
+                    f"expected networks, got a {type(member).__name__}: Average(first, second, …), "
+                    "or Average(*networks)"
+                )
         self.members = list(members)
 
     def __call__(self, x):
@@ -260,6 +268,12 @@ class Average(Module):
 
 def _mean(tensors):
     first, *others = tensors
+    for other in others:
+        if other.shape != first.shape:  # adding them could broadcast
+            raise ValueError(
+                f"the members of an Average must return one shape, got {first.shape} and "
+                f"{other.shape}: take networks with the same classes"
+            )
     return sum(others, first) * (1 / len(tensors))
 
 

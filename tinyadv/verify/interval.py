@@ -72,7 +72,8 @@ def interval_bounds(model: Module, low, high):
     if not isinstance(model, (Conv2d, Dense)):
         raise TypeError(
             f"no interval rule for {type(model).__name__}: use the layers "
-            f"{', '.join(kind.__name__ for kind in (Conv2d, Dense, *MONOTONE))} in a Sequential"
+            f"{', '.join(kind.__name__ for kind in (Conv2d, Dense, *MONOTONE))} in a Sequential, "
+            "or an Average of such"
         )
     middle, radius = model(0.5 * (low + high)), _spread(model, 0.5 * (high - low))
     return middle - radius, middle + radius
@@ -91,11 +92,11 @@ def worst_logits(model: Sequential | Average, low, high, y: Array):
     """For each class k an upper bound on z_k - z_y, with 0 for the label: (N, K).
 
     As logits these are the worst that the bounds allow, so their cross-entropy is an upper bound on
-    the loss, and an example is *certified* where no class is above 0. The last layer is joined to
-    the difference, Σ_i (W_ki - W_yi) h_i + b_k - b_y: bounded as a whole this is tighter than the
-    difference of two bounds (Gowal et al. 2018, section 3, "elision of the last layer"). For an
-    ``Average`` it is the mean of its members' bounds: none of them can be at a worse point than its
-    own worst.
+    the loss, and an example is *certified* where every other class is below 0. The last layer is
+    joined to the difference, Σ_i (W_ki - W_yi) h_i + b_k - b_y: bounded as a whole this is tighter
+    than the difference of two bounds (Gowal et al. 2018, section 3, "elision of the last layer").
+    For an ``Average`` it is the mean of its members' bounds: none of them can be at a worse point
+    than its own worst.
 
     Parameters
     ----------
@@ -111,10 +112,12 @@ def worst_logits(model: Sequential | Average, low, high, y: Array):
     """
     if isinstance(model, Average):
         return _mean([worst_logits(member, low, high, y) for member in model.members])
-    if not isinstance(model, Sequential) or not isinstance(model[-1], Dense):
+    last = model.layers[-1:] if isinstance(model, Sequential) else []
+    if not last or not isinstance(last[0], Dense):
+        end = f" that ends in {type(last[0]).__name__}" if last else ""
         raise TypeError(
             "worst_logits takes a Sequential that ends in a Dense, or an Average of such, "
-            f"got {model!r:.80}"
+            f"got {type(model).__name__}{end}"
         )
     return ops.by_examples(partial(_worst_logits, model), low, high, y)
 
