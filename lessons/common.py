@@ -581,8 +581,8 @@ MNIST_RECIPES["bounds, committee"] = {
     "members": 2,
     "half": True,
 }
-# Those whose weights lie beside the lessons, in half precision, and the names of their files.
 WEIGHTS = LESSONS / "weights"
+# The recipes whose networks lie there, in half precision, and the names of the files.
 KEPT = {"PGD, larger": "mnist_robust.npz", "bounds, committee": "mnist_certified.npz"}
 ROBUST_IMAGES = (
     10_000,

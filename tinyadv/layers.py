@@ -232,13 +232,14 @@ class Sequential(Module):
 class Average(Module):
     """The mean of what several networks return for the same images: a committee.
 
-    Networks that were trained from other first weights err on other images. A mistake that one
-    makes alone is often outweighed.
+    (N, …) -> (N, K). Networks that were trained from other first weights err on other images, and a
+    mistake that one makes alone is often outweighed. Perrone & Cooper (1993), "When networks
+    disagree: ensemble methods for hybrid neural networks".
 
     Parameters
     ----------
     *members : Module
-        One at least; they take the same images and return the same shape.
+        One at least; they take the same images and return the same shape, (N, K).
 
     Raises
     ------
