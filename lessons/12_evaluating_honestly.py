@@ -82,9 +82,8 @@ from tinyadv import (
     to_numpy,
     verify,
 )
-from tinyadv.attacks.common import all_logits
 from tinyadv.balls import Linf
-from tinyadv.broken import (
+from tinyadv.broken_defenses import (
     Detector,
     at_temperature,
     bit_depth,
@@ -95,6 +94,7 @@ from tinyadv.broken import (
     squeezed,
     straight_through,
 )
+from tinyadv.inputs import all_logits
 
 NAME = "12_evaluating_honestly"
 args = common.arguments(__doc__, keep=True, robust_images=common.ROBUST_IMAGES)
@@ -229,7 +229,7 @@ with warnings.catch_warnings():
         fast, x[few], y[few], ball=ball, **ENSEMBLE, rng=args.seed, details=True
     )
 print(report)
-differ = int((report.standing != our_few).sum())
+differ = int((report.survived != our_few).sum())
 numbers["our_ensemble_against_auto_attack"] = differ
 print(f"images about which our loop and the library's differ: {differ}")
 assert differ == 0 or xp is not np
@@ -391,7 +391,7 @@ apart = float(abs(x_adv - librarys).max())
 numbers["our_bpda_against_tinyadv"] = apart
 print(f"squeezed under PGD-{NAIVE}  {percent(rows['squeezed']['naive'])}")
 print(f"         with BPDA     {percent(rows['squeezed']['broken'])}")
-print(f"largest difference to broken.straight_through: {apart:g}")
+print(f"largest difference to broken_defenses.straight_through: {apart:g}")
 assert apart == 0
 one_bit = in_turn(bit_depth(1), median(WINDOW))  # black and white
 x_adv = naive(squeezed(standard, straight_through(one_bit)), x, y)
@@ -459,7 +459,11 @@ if IN_FULL:
     robust = common.kept_weights(args, "PGD, larger")
     left = judged(robust)
     rows["robust"] = {"clean": left["clean"], "naive": left["PGD-100"], "true": left["ensemble"]}
-    rows["robust"] |= {"images": left["images"], "works": "ensemble", "broken": left["ensemble"]}
+    rows["robust"] |= {
+        "images": left["images"],
+        "works": "ensemble",
+        "broken": left["ensemble"],
+    }
     against_robust = "PGD-100×20"
     for name in ("clean", "FGSM", "PGD-40", "PGD-100", "ensemble"):
         print(f"{name:8}  {100 * left[name]:6.2f} % of {left['images']} images stand")

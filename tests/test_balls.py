@@ -167,6 +167,24 @@ def test_a_radius_is_not_negative(kind, epsilon):
         kind(epsilon)
 
 
+@pytest.mark.parametrize("kind", BALLS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_limits_may_be_numbers_or_on_one_side_alone(kind, dtype):
+    ball, v = kind(0.8), np.random.default_rng(0).standard_normal((5, 12)).astype(dtype)
+    low, high = np.full_like(v, -0.1), np.full_like(v, 0.05)
+    far = np.full_like(v, np.inf)
+    for numbers, arrays in [
+        ({"low": -0.1, "high": 0.05}, (low, high)),
+        ({"low": -0.1}, (low, far)),
+        ({"high": high}, (-far, high)),
+        ({}, (-far, far)),
+    ]:
+        got = ball.project(v, **numbers)
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, ball.project(v, *arrays))
+        assert not np.array_equal(got, v)
+
+
 def test_mistakes_of_other_kinds():
     with pytest.raises(ValueError, match="pixels must be an integer ≥ 1, got 0"):
         L1(1, pixels=0)

@@ -121,10 +121,10 @@ def test_nothing_is_pickled(path):
         ({"a\0": np.ones(1)}, ValueError, "printable string"),
         ({"\ud800": np.ones(1)}, ValueError, "printable string"),
         ({1: 2}, ValueError, "got 1"),
-        ({"a": {1, 2}}, TypeError, "set is not JSON serializable"),
-        ({"a": np.complex64(1)}, TypeError, "complex64 is not JSON serializable"),
-        ({"a": [np.ones(2)]}, TypeError, "ndarray is not JSON serializable"),
-        ({"a": Tensor(np.ones(2))}, TypeError, "Tensor is not JSON serializable"),
+        ({"a": {1, 2}}, TypeError, "cannot hold a set"),
+        ({"a": np.complex64(1)}, TypeError, "complex64"),
+        ({"a": [np.ones(2)]}, TypeError, "ndarray"),
+        ({"a": Tensor(np.ones(2))}, TypeError, "Tensor"),
         ({"a": np.array([{}, None])}, TypeError, "'a' holds Python objects"),
         ({"a": {"b": np.zeros(2, "i4, O")}}, TypeError, "'b' holds Python objects"),
     ],
@@ -167,7 +167,7 @@ def test_a_file_cut_short_at_any_length(path):
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=r"is no intact .npz file.*make it again") as info:
+        with pytest.raises(CheckpointError, match=r"not an intact .npz file") as info:
             load_state(path)
         assert str(path) in str(info.value)
 
@@ -196,7 +196,7 @@ def test_a_flipped_byte_is_noticed_where_it_matters(path, flip):
 def test_something_else_is_no_checkpoint(tmp_path, content):
     path = tmp_path / "a.npz"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=re.escape(f"{path} is no intact .npz file")):
+    with pytest.raises(CheckpointError, match=re.escape(f"{path} is not an intact")):
         load_state(path)
 
 
@@ -205,7 +205,7 @@ def test_an_array_file_from_elsewhere(tmp_path, write):
     path = tmp_path / "a.npz"
     with open(path, "wb") as file:
         write(file)
-    with pytest.raises(CheckpointError, match=re.escape(f"{path} is an array file, but not one")):
+    with pytest.raises(CheckpointError, match=re.escape(f"{path} was not written by tinyadv")):
         load_state(path)
 
 
@@ -217,17 +217,15 @@ def test_no_pickle_is_loaded(tmp_path):
     path = tmp_path / "a.npz"
     array = np.array([Trap()], object)
     np.savez(path, **{checkpoint.INFO: np.frombuffer(b"{}", np.uint8), "state/a": array})
-    with pytest.raises(CheckpointError, match="no intact"):
+    with pytest.raises(CheckpointError, match="not an intact"):
         load_state(path)
 
 
 def test_a_missing_file(tmp_path):
     path = tmp_path / "nowhere.npz"
-    with pytest.raises(
-        CheckpointError, match=re.escape(f"there is no file {path}: check the path")
-    ):
+    with pytest.raises(CheckpointError, match=re.escape(f"no file {path}")):
         load_state(path)
-    with pytest.raises(CheckpointError, match="no intact"):
+    with pytest.raises(CheckpointError, match="not an intact"):
         load_state(tmp_path)  # a folder
 
 

@@ -242,26 +242,6 @@ def test_they_can_be_reached_from_ops(name):
 # ---- how the work is cut up changes nothing ------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [1, 2_000, 10**9])
-def test_results_do_not_depend_on_the_size_of_a_block_of_rows(xp, monkeypatch, limit):
-    def results():
-        arrays = normal(3, 2, 11, 9), normal(4, 2, 3, 2, seed=1), normal(4, seed=2)
-        tensors = [Tensor(xp.asarray(a)) for a in arrays]
-        y = conv.conv2d(*tensors, stride=(1, 2), padding=(2, 1))
-        for pool in conv.max_pool2d, conv.avg_pool2d:
-            y = pool(y, kernel_size=2, stride=(2, 1))
-        first = grad((y * y).sum(), tensors, create_graph=True)
-        second = grad(sum((g * g).sum() for g in first), tensors)
-        return [to_numpy(a) for a in (y, *first, *second)]
-
-    expected = results()
-    for name in list(vars(conv)):
-        if name.endswith("BLOCK_BYTES"):
-            monkeypatch.setattr(conv, name, limit)
-    for got, want in zip(results(), expected, strict=True):
-        equal(got, want)
-
-
 # ---- what is refused -----------------------------------------------------------------------------
 
 X, W = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3))

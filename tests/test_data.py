@@ -683,8 +683,9 @@ def test_batches_are_shuffled_by_seed():
     ("y", "batch_size", "expected"),
     [
         (np.zeros(4), 2, "x and y must have the same length, got 5 and 4"),
-        (np.zeros(5), 0, "batch_size must be at least 1, got 0"),
-        (np.zeros(5), -1, "batch_size must be at least 1, got -1"),
+        (np.zeros(5), 0, "batch_size must be an integer ≥ 1, got 0"),
+        (np.zeros(5), -1, "batch_size must be an integer ≥ 1, got -1"),
+        (np.zeros(5), 1.5, r"batch_size must be an integer ≥ 1, got 1\.5"),
     ],
 )
 def test_batches_errors(y, batch_size, expected):

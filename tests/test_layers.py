@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 import strict_cupy
 
-from tinyadv import Tensor, array_module, conv, grad, layers, models, ops, to_numpy
+from tinyadv import (
+    Tensor,
+    array_module,
+    conv,
+    evaluate,
+    grad,
+    layers,
+    losses,
+    models,
+    ops,
+    parallel,
+    to_numpy,
+)
 from tinyadv.layers import (
     ACTIVATIONS,
     INITIALISERS,
@@ -415,8 +427,6 @@ def test_parameters_at_any_depth():
 class Centre(Module):
     """Subtracts the mean of the batch; notes how large the batches are."""
 
-    by_example = False
-
     def __init__(self):
         self.sizes = []
 
@@ -443,11 +453,142 @@ def test_a_layer_that_looks_at_the_batch_gets_it_whole(wrap):
     np.testing.assert_allclose(out.value.mean(0), 0, atol=1e-5)
 
 
+def test_predictions_and_accuracy_are_those_of_the_batch_that_was_given():
+    x, y = RNG.random((1100, 1, 6, 6), np.float32), RNG.integers(0, 2, 1100)
+    centre = Centre()
+    model = Sequential(Conv2d(1, 2, 3), centre, Flatten(), Dense(32, 2))
+    predicted = evaluate.predict(model, x)
+    assert centre.sizes == [1100]
+    np.testing.assert_array_equal(predicted, model(x).value.argmax(1))
+    evaluate.predict(model, x, batch_size=600)
+    assert centre.sizes == [1100, 1100, 600, 500]  # what the user asks for
+    del centre.sizes[:]
+    assert evaluate.accuracy(model, x, y) == (predicted == y).mean()
+    assert centre.sizes == [1100]
+
+
 def test_other_layers_get_pieces_of_a_large_batch():
     centre = Centre()
-    centre.by_example = True  # as if it had not been said
+    centre.by_example = True  # which is not true
     Sequential(Conv2d(1, 2, 3), centre)(RNG.random((40, 1, 6, 6), np.float32))
     assert len(centre.sizes) > 1 and sum(centre.sizes) == 40
+
+
+def test_a_new_call_does_not_inherit_the_promise_to_treat_examples_alone():
+    class Doubled(Sequential):
+        def __call__(self, x):
+            return super().__call__(x) * 2
+
+    class Promised(Doubled):
+        by_example = True
+
+        def __call__(self, x):
+            return super().__call__(x)
+
+    class Renamed(Dense):
+        """No ``__call__`` of its own."""
+
+    class Mixin:
+        def __call__(self, x):
+            return super().__call__(x)
+
+    class Mixed(Mixin, Dense):
+        pass
+
+    assert not Mixed.by_example
+    assert Sequential(ReLU()).by_example and Renamed(1, 1).by_example and Promised().by_example
+    assert not Doubled(ReLU()).by_example and not Module.by_example
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_a_network_is_cut_once_at_the_outermost_level(depth, monkeypatch):
+    """However deep the convolution lies; the pieces are not cut again."""
+    inner = Sequential(Conv2d(1, 2, 3), ReLU())
+    for _ in range(depth):
+        inner = Sequential(ReLU(), inner)
+    cut = []
+
+    def by_examples(f, x):
+        cut.append(f)
+        return parallel.by_examples(f, x)
+
+    monkeypatch.setattr(layers, "by_examples", by_examples)
+    z = inner(Tensor(RNG.random((40, 1, 6, 6), np.float32)))
+    assert cut == [inner] and z.operation is parallel.by_examples
+
+
+def test_a_network_without_convolution_stays_whole():
+    model = models.mlp((4, 5, 2))
+    assert model(Tensor(RNG.random((200, 4)))).operation is ops.dense
+
+
+# ---- without a tape ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.slides_cnn(),
+        models.mlp(),
+        Average(models.fast_cnn(rng=1), Sequential(models.fast_cnn(rng=2))),
+        models.interval_cnn(thresholds=(0.3, 0.7)),
+    ],
+)
+def test_a_frozen_network_computes_the_same_and_records_nothing(model):
+    x, y = RNG.random((40, 1, 28, 28), np.float32), RNG.integers(0, 10, 40)
+    frozen = model.frozen()
+    z = frozen(x)
+    assert isinstance(z, np.ndarray) and frozen.parameters() == []
+    np.testing.assert_array_equal(z, model(x).value)
+    gradients = []
+    for net in (model, frozen):
+        image = Tensor(x)
+        gradients += grad(losses.cross_entropy(net(image), y), [image])
+    np.testing.assert_array_equal(*gradients)
+    assert all(isinstance(p, Tensor) for p in model.parameters()) and model.parameters()
+
+
+def test_a_frozen_network_shares_its_weights():
+    model = Sequential(Dense(4, 2))
+    frozen = model.frozen()
+    model[0].weight.value[:] = 1.0
+    np.testing.assert_array_equal(frozen(VECTORS), model(VECTORS).value)
+
+
+def test_modules_within_lists_and_dictionaries_are_frozen():
+    class Residual(Module):
+        by_example = True
+
+        def __init__(self):
+            self.parts = {"body": [Dense(4, 4), ReLU()], "scale": Tensor(np.ones(1, np.float32))}
+            self.calls = []
+
+        def __call__(self, x):
+            self.calls.append(len(x))
+            body = x
+            for layer in self.parts["body"]:
+                body = layer(body)
+            return x + self.parts["scale"] * body
+
+    model = Residual()
+    out = model.frozen()(VECTORS)
+    assert isinstance(out, np.ndarray) and model.calls == [len(VECTORS)]
+    np.testing.assert_array_equal(out, model(VECTORS).value)
+    assert isinstance(model.parts["scale"], Tensor)
+
+
+def test_a_module_that_promises_nothing_is_not_frozen():
+    class Own(Module):
+        def __init__(self):
+            self.w = Tensor(np.ones(4, np.float32))
+
+        def __call__(self, x):
+            return x * self.w.value  # an array would have no .value
+
+    own = Own()
+    assert own.frozen() is own
+    assert Sequential(own, ReLU()).frozen()[0] is own
+    assert evaluate.predict(Sequential(own), VECTORS).shape == (len(VECTORS),)
 
 
 def test_a_module_needs_a_call():

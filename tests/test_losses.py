@@ -250,11 +250,11 @@ def test_labels_are_lists_or_arrays_of_any_integers(xp, labels):
     [
         ([0, 1, 5], "labels must be from 0 to 4, .* got labels from 0 to 5"),
         ([0, 1, -1], "labels must be from 0 to 4, .* got labels from -1 to 1"),
-        ([0, 1], r"logits \(N, K\) and labels \(N,\), got \(3, 5\) and \(2,\)"),
+        ([0, 1], r"logits \(N, K\) and labels \(N,\).* got \(3, 5\) and \(2,\)"),
         ([[0], [1], [2]], r"got \(3, 5\) and \(3, 1\)"),
         (np.eye(5)[:3], r"got \(3, 5\) and \(3, 5\)"),
-        ([0.0, 1.0, 2.0], "labels must be integers, .* not float64"),
-        ([True, False, True], "labels must be integers, .* not bool"),
+        ([0.0, 1.0, 2.0], "labels.* integers.* of float64"),
+        ([True, False, True], "labels.* integers.* of bool"),
     ],
 )
 @every_loss
@@ -266,7 +266,7 @@ def test_labels_that_fit_no_example_or_class_are_refused(xp, loss, labels, messa
 
 
 def test_labels_on_a_device_are_checked_for_shape_and_dtype(device):
-    for labels, message in [([0, 1], r"\(2,\)"), ([0.0, 1.0, 2.0], "not float64")]:
+    for labels, message in [([0, 1], r"\(2,\)"), ([0.0, 1.0, 2.0], "integers.* of float64")]:
         with pytest.raises(ValueError, match=message):
             cross_entropy(device.asarray(Z), device.asarray(np.array(labels)))
 

@@ -5,7 +5,6 @@ nodes, once, in the right order, and that NumPy's ways of calling an operation a
 """
 
 import gc
-import time
 import weakref
 
 import numpy as np
@@ -20,11 +19,13 @@ from tinyadv import (
     defvjp,
     grad,
     ops,
+    parallel,
     primitive,
     tensor,
     to_numpy,
     value_and_grad,
 )
+from tinyadv.tensor import tape
 
 equal = np.testing.assert_array_equal
 close = np.testing.assert_allclose
@@ -144,16 +145,14 @@ def test_rules_run_only_along_paths_to_what_was_asked_for(own_primitives):
 
 
 def test_a_chain_of_100_000_operations_is_walked_and_freed_without_recursion():
-    start = time.perf_counter()
     x = y = leaf(1.0)
     for _ in range(100_000):
         y = y * 1.00001
     close(grad(y, [x]), [[1.00001**100_000]])
     [g] = grad(y, [x], create_graph=True)
-    assert g.depth > 90_000
+    assert len(tape(g)) > 90_000
     del y, g
     gc.collect()
-    assert time.perf_counter() - start < 20
 
 
 def test_a_graph_with_exponentially_many_paths_is_walked_once():
@@ -223,14 +222,9 @@ def test_a_batch_cut_into_pieces_gives_what_the_whole_gives(xp, n):
         second = grad(sum((g * g).sum() for g in first), [x, w])
         return [to_numpy(a) for a in (y, *first, *second)]
 
-    in_pieces = results(lambda x, w: ops.by_examples(lambda piece: layer(piece, w), x))
+    in_pieces = results(lambda x, w: parallel.by_examples(lambda piece: layer(piece, w), x))
     for got, expected in zip(in_pieces, results(layer), strict=True):
         close(got, expected, rtol=1e-12, atol=1e-13)
-
-
-def test_a_batch_on_a_device_is_left_whole(device):
-    x = device.ones((150, 2))
-    assert ops.by_examples(lambda whole: whole, x) is x
 
 
 # ---- what grad refuses ---------------------------------------------------------------------------
@@ -615,7 +609,7 @@ def test_shapes_that_do_not_go_together_are_numpys_errors(xp):
 
 def test_tensors_by_keyword_are_refused():
     x = Tensor(np.ones(2))
-    with pytest.raises(TypeError, match=r"where takes tensors by position alone.*a="):
+    with pytest.raises(TypeError, match=r"where takes tensors.*a="):
         ops.where(x.value > 0, a=x, b=0.0)
 
 

@@ -10,7 +10,13 @@ from tinyadv.attacks import pgd
 from tinyadv.balls import Linf
 from tinyadv.evaluate import accuracy, predict
 from tinyadv.losses import cross_entropy
-from tinyadv.verify import certified, certified_accuracy, interval_bounds, worst_logits
+from tinyadv.verify import (
+    certified,
+    certified_accuracy,
+    interval,
+    interval_bounds,
+    worst_logits,
+)
 
 
 def conv_net(rng=0, dtype=np.float64):
@@ -173,6 +179,41 @@ def test_on_the_device(device):
     np.testing.assert_array_equal(to_numpy(there), host)
 
 
+def test_lists_and_an_epsilon_of_numpy():
+    net, x = conv_net(dtype=np.float32), images(dtype=np.float32)
+    y = predict(net, x)
+    expected = certified(net, x, y, 0.003)
+    np.testing.assert_array_equal(certified(net, list(x), y.tolist(), np.float64(0.003)), expected)
+    assert certified_accuracy(net, list(x), y.tolist(), 0.003) == expected.mean()
+    np.testing.assert_array_equal(certified(net, x, y, np.inf), certified(net, x, y, 1.0))
+
+
+def test_no_tape_is_recorded(monkeypatch):
+    net, x, y = layers.Average(conv_net(), conv_net(1)), images(20), np.arange(20) % 4
+    bounds = certified(net, x, y, 0.003)
+    made = []
+    init = Tensor.__init__
+
+    def counted(self, value, operation=None, *rest, **settings):
+        made.append(operation)
+        init(self, value, operation, *rest, **settings)
+
+    monkeypatch.setattr(Tensor, "__init__", counted)
+    np.testing.assert_array_equal(certified(net, x, y, 0.003), bounds)
+    assert certified_accuracy(net, x, y, 0.003, batch_size=7) == bounds.mean()
+    assert not any(made)
+    worst_logits(net, x, x, y)  # this one can be differentiated
+    assert any(made)
+
+
+def test_the_pixels_are_checked_once(monkeypatch):
+    calls = []
+    check = interval.check_pixels
+    monkeypatch.setattr(interval, "check_pixels", lambda x: calls.append(len(x)) or check(x))
+    certified_accuracy(conv_net(), images(20), np.zeros(20, int), 0.01, batch_size=7)
+    assert calls == [20]
+
+
 def test_errors():
     x, y = images(), np.zeros(5, int)
     with pytest.raises(TypeError, match="no interval rule for Sine"):
@@ -184,17 +225,22 @@ def test_errors():
     ):
         with pytest.raises(TypeError, match=f"that ends in a Dense, or an Average of such.*{end}"):
             worst_logits(model, x, x, y)
-    with pytest.raises(TypeError, match="or an Average of such, got Flatten"):
+    with pytest.raises(TypeError, match=r"an Average of such.*got Flatten"):
         worst_logits(layers.Average(conv_net(), layers.Flatten()), x, x, y)
-    with pytest.raises(ValueError, match="epsilon must be ≥ 0"):
-        certified(conv_net(), x, y, -0.1)
     for judge in (certified, certified_accuracy):
+        with pytest.raises(ValueError, match="epsilon must be ≥ 0"):
+            judge(conv_net(), x, y, -0.1)
         with pytest.raises(ValueError, match="pixel values from 0 to 1"):
             judge(conv_net(), 255 * x, y, 0.1)
-        with pytest.raises(ValueError, match="labels must be from 0 to 3"):
+        with pytest.raises(ValueError, match="y must be from 0 to 3"):
             judge(conv_net(), x, y + 4, 0.1)
-    with pytest.raises(ValueError, match="needs one example at least"):
-        certified_accuracy(conv_net(), x[:0], y[:0], 0.1)
+        with pytest.raises(ValueError, match=r"at least one example.*\(0, 1, 8, 8\)"):
+            judge(conv_net(), x[:0], y[:0], 0.1)
+        with pytest.raises(ValueError, match=r"y must be integers of shape \(5,\)"):
+            judge(conv_net(), x, y[:, None], 0.1)
+    for batch_size in (0, 1.5):
+        with pytest.raises(ValueError, match=f"batch_size must be .*{batch_size}"):
+            certified_accuracy(conv_net(), x, y, 0.1, batch_size=batch_size)
 
 
 class Sine(layers.Module):

@@ -101,7 +101,7 @@ def test_errors_of_a_grid():
             viz.image_grid(bad)
     with pytest.raises(ValueError, match="no images"):
         viz.image_grid(GREY[:0])
-    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="columns must be an integer ≥ 1, got 0"):
         viz.image_grid(GREY, columns=0)
     for name in ("labels", "predictions", "confidences"):
         with pytest.raises(ValueError, match=f"{name} must be 6, one for each, got 5"):
@@ -237,8 +237,11 @@ def test_a_plane_of_tensors_and_lists(given):
 
 def test_errors_of_a_plane():
     model, x, y = models.mlp((25, 4)), GREY[:2], np.array([1, 3])
-    for bad in ({"points": 1}, {"reach": 0}):
-        with pytest.raises(ValueError, match="points be ≥ 2 and reach > 0"):
+    for bad, words in (
+        ({"points": 1}, "points must be an integer ≥ 2, got 1"),
+        ({"reach": 0}, "reach must be a number > 0, got 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
             viz.loss_on_plane(model, x, y, x, x, **bad)
     with pytest.raises(ValueError, match="must have one shape"):
         viz.loss_on_plane(model, x, y, x, x[:1])

@@ -2,43 +2,50 @@
 
 The modules in the order in which one learns them:
 
-tensor       the engine: Tensor, grad, and how an operation gets its gradient rules
-ops, conv    the operations
-losses       what training descends and attacks ascend
-layers       operations with weights; models: the networks by name
-optim        how gradients change weights
-data         images to learn from
-train        the loop; checkpoint: what makes it resumable
-evaluate     how good the result is, on clean images and on attacked ones
-balls        the perturbations that an attack may choose from
-attacks      images that look the same to us, and that the network misreads
-verify       what no perturbation can do: proofs instead of attacks
-defenses     what is plugged into the loop, so that the network becomes hard to fool
-checks       whether it is, or its gradient is masked; broken: two defences that were not
-viz          what to look at: grids of images, perturbations, landscapes (not imported from here)
-backend      NumPy or CuPy: whose functions to call; threads: how several cores share a batch
+tensor           the engine: Tensor, grad, and how an operation gets its gradient rules
+ops, conv        the operations
+gradcheck        finite differences, Jacobian-vector and Hessian-vector products
+losses           what training minimises and attacks maximise
+layers           operations with weights; models: the networks by name
+optim            how gradients change weights
+data             images to learn from
+train            the loop; checkpoint: what makes it resumable
+evaluate         how good the network is, on clean images and under attack
+balls            the perturbations that an attack may choose from
+attacks          adversarial examples: images that look the same to us and are misclassified
+verify           what no perturbation can do: proofs instead of attacks
+defenses         what is plugged into the training loop to make a network robust
+checks           is it robust, or is its gradient masked?
+broken_defenses  two defences that were broken: distillation and feature squeezing
+viz              grids of images, perturbations, loss landscapes (not imported from here)
+inputs           the checks of pixels, labels and logits; predict
+parallel         how several cores share a batch
+backend          NumPy or CuPy: whose functions to call
 """
 
 from tinyadv import (
     attacks,
     backend,
     balls,
-    broken,
+    broken_defenses,
     checkpoint,
     checks,
     conv,
     data,
     defenses,
     evaluate,
+    inputs,
     layers,
     losses,
     models,
     ops,
     optim,
+    parallel,
     verify,
 )
 from tinyadv.backend import array_module, get_backend, to_numpy
-from tinyadv.tensor import Tensor, check_grads, defvjp, grad, primitive, value_and_grad
+from tinyadv.gradcheck import check_grads, hvp, jvp
+from tinyadv.tensor import Tensor, defvjp, grad, primitive, value_and_grad
 from tinyadv.train import fit
 
 __all__ = [
@@ -47,7 +54,7 @@ __all__ = [
     "attacks",
     "backend",
     "balls",
-    "broken",
+    "broken_defenses",
     "check_grads",
     "checkpoint",
     "checks",
@@ -59,11 +66,15 @@ __all__ = [
     "fit",
     "get_backend",
     "grad",
+    "hvp",
+    "inputs",
+    "jvp",
     "layers",
     "losses",
     "models",
     "ops",
     "optim",
+    "parallel",
     "primitive",
     "to_numpy",
     "value_and_grad",
@@ -72,4 +83,4 @@ __all__ = [
 
 backend.keep_freed_memory()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

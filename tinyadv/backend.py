@@ -1,6 +1,6 @@
 """NumPy or CuPy: which module's functions to call for an array.
 
-The rest of the library is written once. It asks for the module that an array belongs to and calls
+The rest of the library is written once. It takes the module that an array belongs to and calls
 that module's functions, so the same lines run on a CPU and on a GPU:
 
 >>> import numpy as np
@@ -51,7 +51,7 @@ def get_backend(name: str) -> ModuleType:
             f"the cupy backend needs CuPy ({error}): install it with "
             "pip install 'cupy-cuda13x[ctk]' (cuda12x for CUDA 12), or use --backend numpy"
         ) from None
-    # `import cupy` succeeds on a machine with no GPU; only this asks the driver.
+    # `import cupy` succeeds on a machine with no GPU; only this queries the driver.
     if not cupy.cuda.is_available():
         raise BackendError(
             "CuPy is installed but finds no CUDA device here: "
@@ -60,13 +60,13 @@ def get_backend(name: str) -> ModuleType:
     return cupy
 
 
-# What lives on the host. Any other array is asked for the package that its class comes from, which
-# is `cupy` for CuPy's, and no name of a device library stands in the rest of the code.
+# What lives on the host. For any other array it is the package that its class comes from, which is
+# `cupy` for CuPy's arrays; no other code names a device library.
 _HOST = (np.ndarray, np.generic, int, float, list, tuple, type(None))
 
 
 def array_module(*values: Any) -> ModuleType:
-    """The module whose functions fit ``values``: that of the first one that is not NumPy's.
+    """The module whose functions fit ``values``: the module of the first one that is not NumPy's.
 
     Numbers, lists and ``None`` count as NumPy's.
     """

@@ -1,12 +1,12 @@
-"""Balls: the perturbations that an attack may choose from, and three questions about them.
+"""Balls: the perturbations that an attack may choose from.
 
     δ   (N, …)   perturbations, one for each example; x + δ is what the network sees
     ε            the ball's radius, in pixel values 0–1: ‖δ‖ ≤ ε
     v   (N, D)   the same with each example as a row of D numbers
 
-A ball answers: what is a *random* point in it, which direction is *steepest* (raises a linear
-function most, for a step of length 1), and which of its points is nearest to a given one, its
-*projection*? With these three, projected gradient descent is one loop for all norms.
+A ball has three methods: ``random`` draws one of its points, ``steepest`` gives the direction of
+length 1 along which a linear function rises most, and ``project`` finds the point of the ball that
+is nearest to a given one. With these three, projected gradient descent is one loop for all norms.
 
 Images have another limit: pixels lie in [0, 1]. Clipping after projecting can leave a point that is
 not the nearest one of ball and box together, so ``project`` takes limits for δ as well, and the
@@ -72,7 +72,7 @@ class Ball:
         Parameters
         ----------
         delta : (N, …)
-        low, high : arrays of the same shape, optional
+        low, high : arrays of the same shape, or numbers, optional
             Limits for δ, low ≤ 0 ≤ high: for an image x in [0, 1] they are -x and 1 - x.
 
         Returns
@@ -98,7 +98,7 @@ def _room(xp, delta, low, high):
     infinite = xp.full_like(delta, xp.inf)
     up = infinite if high is None else high
     down = infinite if low is None else -low
-    return _rows(xp.where(delta > 0, up, down))
+    return _rows(xp.where(delta > 0, up, down).astype(delta.dtype))
 
 
 def _at(xp, rows, index):
@@ -143,7 +143,7 @@ class L2(Ball):
 
     def steepest(self, g):
         xp, v = array_module(g), _rows(g)
-        # Divided by the largest number first, for squares of 1e-30 are zero in float32.
+        # Divided by the largest number first, because squares of 1e-30 are zero in float32.
         v = v / _positive(xp, abs(v).max(1, keepdims=True))
         v = v / _positive(xp, xp.sqrt((v * v).sum(1, keepdims=True)))
         return v.reshape(g.shape)
@@ -188,7 +188,7 @@ class L1(Ball):
     Raises
     ------
     ValueError
-        If ``epsilon`` is negative, or ``pixels`` is no integer from 1 up.
+        If ``epsilon`` is negative, or ``pixels`` is not an integer ≥ 1.
     """
 
     pixels: int = 1
@@ -246,7 +246,7 @@ class L1(Ball):
 
 
 def _positive(xp, a):
-    """``a`` with ones in the place of zeros, to divide by."""
+    """``a`` with ones instead of zeros, to divide by."""
     return xp.where(a > 0, a, 1)
 
 

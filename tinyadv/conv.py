@@ -14,35 +14,51 @@ defines two more operations: what flows back to the images, and what flows back 
 Each of the three is linear in its two arguments, and its gradient rules are the other two. That is
 all there is to derivatives of any order.
 
-In memory the arrays lie as (C, H, W, N): the shape above is a transposed view. A row of a window,
-taken over all examples, is then one contiguous run, and copying windows (*im2col*) costs a
-fraction of what it costs in the usual order. Arrays in any other order work as well, they are
-copied once on the way in; NumPy's elementwise functions keep the order that they find.
+How to compute it: every window becomes a column of a matrix, and one matrix product applies all
+filters to all windows. The usual way (*im2col*) copies every window, kh·kw times the memory of the
+images. Here they are unfolded *along the width only*. For a kernel of width kw = 3:
+
+    row h of an image        a b c d e
+
+    columns[h]               a b c       under the left column of the window, at q = 0, 1, 2
+                             b c d       under the middle column
+                             c d e       under the right column
+
+The rows of ``columns`` lie one after another in memory. So the windows of output row p, which need
+kh of them, are a piece of that memory, and the pieces of neighbouring rows overlap:
+
+    columns[0] ┐
+    columns[1] │ p = 0  ┐
+    columns[2] ┘        │ p = 1
+    columns[3]          ┘              each piece is a matrix (kh·C·kw, Q·N), and none is copied
+
+The arrays are stored as (C, H, W, N): the shape above is a transposed view. What lies under one
+kernel column, over all examples, is then one contiguous run. Arrays stored in another order work
+too; they are copied once first. NumPy's elementwise functions keep the order they find.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator
 from itertools import product
 
 from tinyadv import ops
 from tinyadv.backend import array_module
-from tinyadv.tensor import _value, defvjp, primitive
-from tinyadv.threads import one_blas_thread
-
-# Copied windows take kh·kw times the memory of the images, so they are made for a few rows of
-# output at a time: few enough not to fill the processor's cache, and many enough for the work on
-# them to outweigh the calls.
-BLOCK_BYTES = 1 << 22
+from tinyadv.tensor import defvjp, primitive, value_of
 
 
-def _pair(value, name: str, least: int) -> tuple[int, int]:
-    """``value``, an int or a pair of ints, as a pair; both at least ``least``."""
+def pair(value, name: str, least: int) -> tuple[int, int]:
+    """``value``, an int or a pair of ints, as a pair.
+
+    Raises
+    ------
+    ValueError
+        If one of the two is not an integer, or is below ``least``.
+    """
     try:
-        pair = tuple(value) if hasattr(value, "__len__") else (value, value)
-        first, second = (operator.index(v) for v in pair)  # NumPy's integers as well
+        both = tuple(value) if hasattr(value, "__len__") else (value, value)
+        first, second = (operator.index(v) for v in both)  # NumPy's integers as well
     except (TypeError, ValueError):
         first = second = least - 1
     if min(first, second) < least:
@@ -51,7 +67,7 @@ def _pair(value, name: str, least: int) -> tuple[int, int]:
 
 
 def _count(length: int, kernel: int, stride: int, padding: int, axis: str) -> int:
-    """How many windows fit along an axis; what they do not cover at its end is left out."""
+    """How many windows fit along an axis; pixels at its end that they do not cover are left out."""
     if length + 2 * padding < kernel:
         raise ValueError(
             f"a window of {axis} {kernel} does not fit into an image of {axis} {length} with "
@@ -82,40 +98,33 @@ def _padded(x, padding):  # (C, H, W, N) -> (C, H + 2·ph, W + 2·pw, N)
     return larger
 
 
-def _windows(x, kernel, stride):  # (C, H, W, N) -> (C, kh, kw, P, Q, N), a view
-    """Every window of ``x``: element (c, i, j, p, q, n) is x[c, p·sh + i, q·sw + j, n]."""
-    (kh, kw), (sh, sw) = kernel, stride
-    c, h, w, n = x.shape
-    shape = (c, kh, kw, (h - kh) // sh + 1, (w - kw) // sw + 1, n)
-    dc, dh, dw, dn = x.strides
-    strides = (dc, dh, dw, dh * sh, dw * sw, dn)
+def _strided(x, shape, strides):
     return array_module(x).lib.stride_tricks.as_strided(x, shape, strides)
 
 
-def _by_rows(windows):  # (C, kh, kw, P, Q, N) -> (P, C·kh·kw, Q·N), a view
-    """Copied windows as one matrix for each row of output.
-
-    A product for each row, all in one call, is up to three times as fast as a single product over
-    all rows: what a BLAS reads again then still lies in the cache. The products are too small for
-    a BLAS to share them out over several threads, hence ``one_blas_thread``.
-    """
-    c, kh, kw, p, q, n = windows.shape
-    return windows.reshape(c * kh * kw, p, q * n).transpose(1, 0, 2)
+def _columns(x, kw, sw):
+    """The images unfolded along the width: (C, H, W, N) -> (H, C·kw, Q·N)."""
+    (c, h, w, n), (dc, dh, dw, dn) = x.shape, x.strides
+    q = (w - kw) // sw + 1
+    # Element (h, c, j, q, n) is x[c, h, q·sw + j, n].
+    view = _strided(x, (h, c, kw, q, n), (dh, dc, dw, dw * sw, dn))
+    return view.copy().reshape(h, c * kw, q * n)
 
 
-def _row_blocks(windows) -> Iterator[slice]:
-    """Slices of output rows whose copied windows fit into ``BLOCK_BYTES``, one row at least."""
-    rows = windows.shape[3]
-    step = max(1, BLOCK_BYTES * rows // max(1, windows.size * windows.itemsize))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def _windows(columns, kh, sh):
+    """What each row of the output reads: (H, C·kw, Q·N) -> (P, kh·C·kw, Q·N), overlapping views."""
+    (h, k, m), (dh, dk, dm) = columns.shape, columns.strides
+    return _strided(columns, ((h - kh) // sh + 1, kh * k, m), (dh * sh, dk, dm))
+
+
+def _filters(w):  # (O, C, kh, kw) -> (O, kh·C·kw)
+    return w.transpose(0, 2, 1, 3).reshape(len(w), -1)
 
 
 # -------------------------------------------------------------------------------- convolution
 
 
 @primitive
-@one_blas_thread
 def conv2d(x, w, b=None, *, stride=1, padding=0):
     """Two-dimensional convolution (cross-correlation, as in every deep-learning library).
 
@@ -125,7 +134,7 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     w : (O, C, kh, kw)
     b : (O,), optional
     stride, padding : int or (int, int)
-        Steps between windows, and zeros added at each border, in pixels.
+        The distance between windows, and the zeros added at each border, in pixels.
 
     Returns
     -------
@@ -134,11 +143,11 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     Raises
     ------
     ValueError
-        If the shapes do not go together or no window fits.
+        If the shapes do not match or no window fits.
     TypeError
         If the images are integers.
     """
-    stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
+    stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
     if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1]:
         raise ValueError(
             "conv2d takes images (N, C, H, W) and filters (O, C, kh, kw) with the same C, "
@@ -149,34 +158,30 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
             f"conv2d takes images of floating-point numbers, not {x.dtype}: "
             "divide bytes by 255 and convert them to float32"
         )
-    o, _, *kernel = w.shape
-    for i, axis in enumerate(("height", "width")):
-        _count(x.shape[2 + i], kernel[i], stride[i], padding[i], axis)
-    windows = _windows(_padded(_channels_first(x), padding), kernel, stride)
-    filters = w.reshape(o, -1)  # (O, C·kh·kw)
-    xp = array_module(x)
-    p, q, n = windows.shape[3:]
+    xp, n, (o, _, *kernel) = array_module(x), len(x), w.shape
+    p, q = map(_count, x.shape[2:], kernel, stride, padding, ("height", "width"))
+    columns = _columns(_padded(_channels_first(x), padding), kernel[1], stride[1])
     y = xp.empty((o, p, q, n), xp.result_type(x, w))
     y_rows = y.reshape(o, p, q * n).transpose(1, 0, 2)  # (P, O, Q·N), a view
-    for rows in _row_blocks(windows):
-        columns = _by_rows(windows[:, :, :, rows].copy())  # (p, C·kh·kw, Q·N)
-        xp.matmul(filters, columns, out=y_rows[rows])
-        if b is not None:
-            y[:, rows] += b.reshape(o, 1, 1, 1)
+    xp.matmul(_filters(w), _windows(columns, kernel[0], stride[0]), out=y_rows)
+    if b is not None:
+        y += b.reshape(o, 1, 1, 1)
     return _examples_first(y)
 
 
 @primitive
-@one_blas_thread
 def conv2d_dx(g, w, *, size, stride=1, padding=0):
     """The adjoint of :func:`conv2d` for its images; also known as transposed convolution.
+
+    Each output row adds its product to the ``columns`` that it reads in the forward pass. Then each
+    kernel column j adds to the pixels.
 
     Parameters
     ----------
     g : (N, O, P, Q)
     w : (O, C, kh, kw)
     size : (H, W)
-        Of the images; the shape of ``g`` alone does not tell it.
+        Of the images; the shape of ``g`` does not determine it.
 
     Returns
     -------
@@ -185,32 +190,30 @@ def conv2d_dx(g, w, *, size, stride=1, padding=0):
     Raises
     ------
     ValueError
-        If ``g`` has not as many windows as images of that size.
+        If ``g`` does not have as many windows as images of that size.
     """
-    (sh, sw), (ph, pw) = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
-    (o, c, kh, kw), (n, _, p, q), (h, wd) = w.shape, g.shape, size
-    fits = _count(h, kh, sh, ph, "height"), _count(wd, kw, sw, pw, "width")
+    (sh, sw), (ph, pw) = pair(stride, "stride", 1), pair(padding, "padding", 0)
+    (o, c, kh, kw), (n, _, p, q), (height, width) = w.shape, g.shape, size
+    fits = _count(height, kh, sh, ph, "height"), _count(width, kw, sw, pw, "width")
     if fits != (p, q):
         raise ValueError(
-            f"images of size {(h, wd)} have {fits} windows, so g must be (N, {o}, {fits[0]}, "
-            f"{fits[1]}), got {g.shape}"
+            f"images of size {(height, width)} have {fits} windows, so g must be (N, {o}, "
+            f"{fits[0]}, {fits[1]}), got {g.shape}"
         )
-    xp, filters = array_module(g), w.reshape(o, -1).T  # (C·kh·kw, O)
+    xp, dtype = array_module(g), array_module(g).result_type(g, w)
     g_rows = _channels_first(g).reshape(o, p, q * n).transpose(1, 0, 2)  # (P, O, Q·N), a view
-    x = xp.zeros((c, h + 2 * ph, wd + 2 * pw, n), xp.result_type(g, w))
-    windows = _windows(x, (kh, kw), (sh, sw))  # (C, kh, kw, P, Q, N), overlapping views of x
-    for rows in _row_blocks(windows):
-        columns = filters @ g_rows[rows]  # (p, C·kh·kw, Q·N)
-        columns = columns.reshape(len(columns), c, kh, kw, q, n)
-        columns = columns.transpose(1, 2, 3, 0, 4, 5)  # (C, kh, kw, p, Q, N)
-        # For one (i, j) the windows do not overlap, so each can be added as a whole.
-        for i, j in product(range(kh), range(kw)):
-            windows[:, i, j, rows] += columns[:, i, j]
-    return _examples_first(x[:, ph : ph + h, pw : pw + wd])
+    columns = xp.zeros((height + 2 * ph, c * kw, q * n), dtype)  # (H, C·kw, Q·N)
+    filters = _filters(w).T  # (kh·C·kw, O)
+    for window, g_row in zip(_windows(columns, kh, sh), g_rows, strict=True):
+        window += filters @ g_row
+    columns = columns.reshape(len(columns), c, kw, q, n).transpose(1, 0, 2, 3, 4)
+    x = xp.zeros((c, height + 2 * ph, width + 2 * pw, n), dtype)
+    for j in range(kw):
+        x[:, :, j : j + sw * (q - 1) + 1 : sw] += columns[:, :, j]
+    return _examples_first(x[:, ph : ph + height, pw : pw + width])
 
 
 @primitive
-@one_blas_thread
 def conv2d_dw(x, g, *, kernel_size, stride=1, padding=0):
     """The adjoint of :func:`conv2d` for its filters.
 
@@ -224,15 +227,12 @@ def conv2d_dw(x, g, *, kernel_size, stride=1, padding=0):
     -------
     (O, C, kh, kw)
     """
-    stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
-    xp, c, (n, o, p, q) = array_module(x), x.shape[1], g.shape
-    windows = _windows(_padded(_channels_first(x), padding), kernel_size, stride)
+    stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
+    (kh, kw), c, (n, o, p, q) = kernel_size, x.shape[1], g.shape
+    columns = _columns(_padded(_channels_first(x), padding), kw, stride[1])
     g_rows = _channels_first(g).reshape(o, p, q * n).transpose(1, 2, 0)  # (P, Q·N, O), a view
-    w = xp.zeros((c * kernel_size[0] * kernel_size[1], o), xp.result_type(x, g))  # (C·kh·kw, O)
-    for rows in _row_blocks(windows):
-        columns = _by_rows(windows[:, :, :, rows].copy())  # (p, C·kh·kw, Q·N)
-        w += (columns @ g_rows[rows]).sum(0)  # added up over rows
-    return w.T.reshape(o, c, *kernel_size)
+    w = (_windows(columns, kh, stride[0]) @ g_rows).sum(0)  # (P, kh·C·kw, O) -> (kh·C·kw, O)
+    return w.T.reshape(o, kh, c, kw).transpose(0, 2, 1, 3)
 
 
 defvjp(
@@ -268,8 +268,8 @@ def _offsets(size, kernel_size, stride):
     ``x[offset]`` has shape (N, C, P, Q). Going through these instead of through windows is what
     makes pooling a few whole-array operations.
     """
-    kh, kw = _pair(kernel_size, "kernel_size", 1)
-    sh, sw = (kh, kw) if stride is None else _pair(stride, "stride", 1)
+    kh, kw = pair(kernel_size, "kernel_size", 1)
+    sh, sw = (kh, kw) if stride is None else pair(stride, "stride", 1)
     p, q = _count(size[0], kh, sh, 0, "height"), _count(size[1], kw, sw, 0, "width")
     return [
         (..., slice(i, i + sh * (p - 1) + 1, sh), slice(j, j + sw * (q - 1) + 1, sw))
@@ -302,12 +302,13 @@ def max_pool2d(x, *, kernel_size, stride=None):
 
 def _winners(x, y, kernel_size, stride=None):
     """For each offset, a mask (N, C, P, Q): is the window's first largest pixel there?"""
-    masks, open_windows = [], True
-    for offset in _offsets(x.shape[2:], kernel_size, stride):
+    masks, open_windows = [], array_module(y).ones_like(y, dtype=bool)
+    *others, _ = _offsets(x.shape[2:], kernel_size, stride)
+    for offset in others:
         mask = (x[offset] == y) & open_windows
         open_windows = open_windows ^ mask  # a window that has found its winner is closed
         masks.append(mask)
-    return masks
+    return [*masks, open_windows]  # it is the last pixel if it is none of the others
 
 
 # With the winners fixed, max pooling is linear: it takes the winners' values. Its adjoint puts
@@ -326,8 +327,8 @@ def pool_take(x, winners, *, kernel_size, stride=None):
 @primitive
 def pool_put(g, winners, *, size, kernel_size, stride=None):
     """Zero images with ``g`` added at the winners' places: (N, C, P, Q) -> (N, C, H, W)."""
-    x, (kh, kw) = _zero_images(g, size), _pair(kernel_size, "kernel_size", 1)
-    sh, sw = (kh, kw) if stride is None else _pair(stride, "stride", 1)
+    x, (kh, kw) = _zero_images(g, size), pair(kernel_size, "kernel_size", 1)
+    sh, sw = (kh, kw) if stride is None else pair(stride, "stride", 1)
     for offset, mask in zip(_offsets(size, kernel_size, stride), winners, strict=True):
         if sh >= kh and sw >= kw:  # windows that do not overlap need no adding up
             array_module(g).multiply(g, mask, out=x[offset])
@@ -337,7 +338,7 @@ def pool_put(g, winners, *, size, kernel_size, stride=None):
 
 
 defvjp(max_pool2d, lambda g, y, x, **how: (
-    pool_put(g, _winners(_value(x), _value(y), **how), size=x.shape[2:], **how)
+    pool_put(g, _winners(value_of(x), value_of(y), **how), size=x.shape[2:], **how)
 ))  # fmt: skip
 defvjp(pool_take, lambda g, y, x, winners, **how: pool_put(g, winners, size=x.shape[2:], **how))
 defvjp(pool_put, lambda g, y, g1, winners, *, size, **how: pool_take(g, winners, **how))

@@ -1,30 +1,26 @@
-"""Defences: what is plugged into :func:`tinyadv.fit` to train a network that is hard to fool.
+"""Defences: arguments of :func:`tinyadv.fit` that train a network to resist adversarial examples.
 
-Ordinary training minimises E[L(f(x), y)]. Here each example is first made as bad as it can be:
+Standard training minimises E[L(f(x), y)]. Adversarial training first makes the loss of each example
+as large as possible:
 
     min over θ of  E[ max over δ in a ball of  L(f_θ(x + δ), y) ]
 
     MinMax            perturb=     the inner maximum by PGD                   Madry et al. 2018
-    Fast              perturb=     by a single step, watched                  Wong et al. 2020
-    Free              perturb=     by the gradient that training has anyway   Shafahi et al. 2019
+    Fast              perturb=     by a single step                           Wong et al. 2020
+    Free              perturb=     by the gradients that training computes    Shafahi et al. 2019
     WorstOfK          perturb=     over rotations and translations            Engstrom et al. 2019
-    Trades            objective=   the loss, and how far the answer moves     Zhang et al. 2019
-    GradientPenalty   objective=   the loss, and the norm of its gradient     Drucker & LeCun 1992
+    Trades            objective=   the loss + a divergence of predictions     Zhang et al. 2019
+    GradientPenalty   objective=   the loss + the norm of its gradient        Drucker & LeCun 1992
     IntervalBound     objective=   a proven bound on the inner maximum        Gowal et al. 2018
 
     x, x′  (N, …)   images and their perturbed versions, pixel values 0–1
     y      (N,)     labels
     z      (N, K)   logits
 
-Each of them has some of these, by which ``fit`` knows it: ``at(epoch)`` is told the time, for what
-grows during training; ``state_dict`` and ``load_state_dict`` keep in the checkpoint what a resumed
-run needs; with ``replays`` a batch is used so many times, and ``learn(g)`` is told the gradient for
-its pixels every time (``Free``). Bad arguments raise a TypeError or ValueError at once, images and
-labels that make no sense do so when the first batch comes. Each belongs to one training: take a new
-one for the next, for some remember where the last has ended (``Fast``, ``Free``, all random draws).
+What all of them share (parameters, errors, what ``fit`` calls) is described at :class:`Defense`.
 
-ε should grow from 0: a network that meets all of it at once may find that the same answer for every
-image, at a loss of ln K, is the best that it can do, and stay there.
+ε should grow from 0. A network that meets the full ε from the beginning may learn to give the same
+logits for every image, at a loss of ln K, and stay there.
 """
 
 from __future__ import annotations
@@ -32,68 +28,112 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
 from tinyadv import ops
-from tinyadv.attacks.common import (
-    AttackWarning,
-    by_pieces,
-    check_ball,
-    check_counts,
-    check_numbers,
-    checked,
-    step_or_default,
-)
 from tinyadv.attacks.gradient import climb, pgd
+from tinyadv.attacks.shared import pieces, step_or_default
 from tinyadv.attacks.spatial import spatial_random
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
-from tinyadv.checkpoint import generator_state, set_generator_state
+from tinyadv.checkpoint import check_same
 from tinyadv.evaluate import accuracy
+from tinyadv.inputs import (
+    AttackWarning,
+    Checked,
+    check_ball,
+    check_choice,
+    check_counts,
+    check_numbers,
+    check_shares,
+    checked,
+    frozen,
+)
 from tinyadv.losses import cross_entropy, soft_cross_entropy
+from tinyadv.parallel import by_examples
 from tinyadv.tensor import Array, Tensor, grad
 from tinyadv.verify import worst_logits
 
 
 def ramp(epoch: float, start: float, end: float) -> float:
-    """From 0 at ``start`` up to 1 at ``end``, straight; if they are the same, in a single jump."""
+    """Linear from 0 at ``start`` to 1 at ``end``; a step from 0 to 1 if they are equal."""
     if end <= start:
         return float(epoch >= start)
     return float(min(1, max(0, (epoch - start) / (end - start))))
 
 
-class _Part:
-    """What all have in common: an ε that grows, random numbers, and a look at the first batch."""
+class Defense:
+    """The base class: an ε that grows, random numbers, and a check of the first batch.
 
-    def __init__(self, *, warm_up: float = 0.0, rng: np.random.Generator | int = 0):
+    ``fit`` calls ``at(epoch)`` before each step, and keeps ``state_dict()`` in its checkpoint. A
+    defence belongs to one training run, because some of them remember how it went; make a new one
+    for the next run.
+
+    Parameters
+    ----------
+    ball : Ball, optional
+        The threat model, with ε in pixel values 0–1; None for a defence that needs none.
+    steps : int
+        Gradient steps of the inner maximisation.
+    step_size : float, optional
+        α, in the ball's norm; by default 2.5 ε / steps, but at most ε. It grows with ε.
+    warm_up : float
+        The number of epochs in which ε grows linearly from 0.
+    loss : callable
+        What the inner maximisation raises; see :mod:`tinyadv.losses`.
+    rng : numpy.random.Generator or int
+        For the random starts. Its state is part of the checkpoint.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described, or, when called for the first time, if the images, the
+        labels or the logits are not: see :func:`tinyadv.inputs.checked`.
+    """
+
+    def __init__(
+        self, *, ball=None, steps=1, step_size=None, warm_up=0.0, loss=cross_entropy, rng=0
+    ):
         check_numbers(warm_up=warm_up)
-        self.warm_up, self.share = warm_up, 1.0
-        self.rng, self.looked = np.random.default_rng(rng), False
+        check_counts(steps=steps)
+        self.ball, self.steps, self.loss, self.warm_up = ball, steps, loss, warm_up
+        self.step_size = None if ball is None else step_or_default(step_size, ball, steps)
+        self.rng, self.share, self.looked = np.random.default_rng(rng), 1.0, False
 
     def at(self, epoch: float) -> None:
-        """Called by ``fit`` before each step with the epochs done, fractions included."""
+        """Set the time: the number of epochs done, including fractions."""
         self.share = ramp(epoch, 0, self.warm_up)  # of ε, and of whatever grows with it
 
     def state_dict(self) -> dict:
-        """What a resumed run goes on with."""
-        return {"rng": generator_state(self.rng)}
+        """What a resumed run needs to continue with the same numbers."""
+        return {"rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict) -> None:
-        set_generator_state(self.rng, state["rng"])
+        self.rng.bit_generator.state = state["rng"]
 
-    def _scaled(self, ball: Ball) -> Ball:
-        return dataclasses.replace(ball, epsilon=self.share * ball.epsilon if self.share else 0.0)
+    def _scaled_ball(self) -> Ball:
+        epsilon = self.share * self.ball.epsilon if self.share else 0.0
+        return dataclasses.replace(self.ball, epsilon=epsilon)
 
-    def _look_once(self, model, x, y) -> None:
-        """Check the first batch only: a look at each would stop a GPU every time."""
+    def _climb(self, model, x, y, start, steps=None, step_size=None) -> Array:
+        """x′ by PGD from x + start, with the steps of this defence or with others."""
+        if steps is None:
+            steps, step_size = self.steps, self.step_size
+        run = partial(
+            climb, frozen(model), ball=self._scaled_ball(), step_size=self.share * step_size,
+            steps=steps, loss=self.loss,
+        )  # fmt: skip
+        with pieces(model, x) as how:
+            return by_examples(run, x, y, None, start, **how)
+
+    def _check_once(self, model, x, y) -> None:
+        """Check the first batch only, because each check makes a GPU wait."""
         if isinstance(x, Tensor):
-            raise TypeError(
-                f"{type(self).__name__} needs images as an array and got a tensor: it does not go "
-                "together with Free"
-            )
+            name = type(self).__name__
+            raise TypeError(f"{name} needs an array, got a Tensor: do not combine it with Free")
         if not self.looked:
             checked(model, x, y)
             self.looked = True
@@ -102,35 +142,20 @@ class _Part:
 # ------------------------------------------------------------------------ perturb=: other examples
 
 
-class MinMax(_Part):
-    """Madry's adversarial training: each step learns from PGD's examples instead of the images.
+class MinMax(Defense):
+    """Madry's adversarial training: train on PGD's adversarial examples instead of the images.
 
-    x′ = argmax of L(f(x′), y) over the ball, by ``steps`` steps of PGD from a random start. By
-    Danskin's theorem the gradient of L at the maximiser for the weights, with it held fixed, is the
-    gradient of the inner maximum; PGD's x′ stands in for the maximiser. The labels stay the true
-    ones.
+    x′ approximates the maximum of L(f(x′), y) over the ball, by PGD from a random start. By
+    Danskin's theorem the gradient of the inner maximum with respect to the weights is the gradient
+    of L at the maximiser, which is held fixed.
 
     Madry et al. (2018), "Towards deep learning models resistant to adversarial attacks", equation
     2.1.
 
     Parameters
     ----------
-    ball : Ball
-        With ε in pixel values 0–1.
-    steps : int
-    step_size : float, optional
-        α, in the ball's norm; by default 2.5 ε / steps, and ε at most. While ε grows, so does α.
-    warm_up : float
-        Epochs in which ε grows from 0.
-    loss : callable
-        What the inner maximisation raises.
-    rng : numpy.random.Generator or int
-        For the random starts. The draws are part of the checkpoint.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument, or the first batch, makes no sense.
+    ball, steps, step_size, warm_up, loss, rng
+        As for :class:`Defense`.
 
     Examples
     --------
@@ -138,7 +163,7 @@ class MinMax(_Part):
     >>> model = models.slides_cnn()
     >>> adam = optim.Adam(model.parameters())
     >>> adversary = MinMax(Linf(0.2), steps=5, warm_up=2)
-    >>> history = fit(model, data.load("glyphs"), adam, epochs=0, perturb=adversary)  # more, in use
+    >>> history = fit(model, data.load("glyphs"), adam, epochs=0, perturb=adversary)  # use epochs=5
     """
 
     def __init__(
@@ -151,86 +176,72 @@ class MinMax(_Part):
         loss: Callable = cross_entropy,
         rng: np.random.Generator | int = 0,
     ):
-        super().__init__(warm_up=warm_up, rng=rng)
         check_ball(ball)
-        check_counts(steps=steps)
-        self.ball, self.steps, self.loss = ball, steps, loss
-        self.step_size = step_or_default(step_size, ball, steps)
+        super().__init__(
+            ball=ball, steps=steps, step_size=step_size, warm_up=warm_up, loss=loss, rng=rng
+        )
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Array:
         """x′: (N, …) -> (N, …)."""
-        self._look_once(model, x, y)
-        return self._climb(model, x, y, self.steps, self.step_size, self.rng)
+        self._check_once(model, x, y)
+        return self._climb(model, x, y, self._start(x, self.rng))
 
     def _start(self, x, rng):
-        return self._scaled(self.ball).random(x, rng)
-
-    def _climb(self, model, x, y, steps, step_size, rng):
-        ball = self._scaled(self.ball)
-
-        def run(x, y, start):
-            return climb(
-                model, x, y, None, start, ball=ball, step_size=self.share * step_size, steps=steps,
-                loss=self.loss,
-            )  # fmt: skip
-
-        return by_pieces(run, x, y, self._start(x, rng))
+        return self._scaled_ball().random(x, rng)
 
 
 class Fast(MinMax):
-    """Adversarial training with a single step: an epoch costs two ordinary ones. And a watch.
+    """Adversarial training with a single step: an epoch costs as much as two standard epochs.
 
-    x′ = x + project(u + 1.25 ε sign(∇L at x + u)), u random in the ball, its numbers from -0.5 to
-    0.5. Wong, Rice & Kolter (2020), "Fast is better than free: revisiting adversarial training",
-    algorithm 3.
+    x′ = x + project(u + α sign(∇L at x + u)), where u is uniform in the ball and α = 1.25 ε. Wong,
+    Rice & Kolter (2020), "Fast is better than free: revisiting adversarial training", algorithm 3.
 
-    x + u may leave [0, 1], as in the paper, and x′ may not. A black pixel that had to start between
-    0 and ε would always be at one of the two after a step of 1.25 ε.
+    As in the paper x + u may leave [0, 1], but x′ may not. If it had to stay inside, black pixels
+    would start between 0 and ε, and after a step of 1.25 ε they would always be at one of the two.
 
-    A network may learn to be right exactly where a single step ends and nowhere else: accuracy
-    under that step goes up while that under PGD falls to 0, within a few hundred steps
-    (catastrophic overfitting). With ``watch``, some images that are not trained on are attacked now
-    and then: with the training's own step, with the same from a start within [0, 1] (called FGSM
-    here), and with 10 steps of PGD. When PGD's accuracy falls ``gap`` below FGSM's, training goes
-    on with ``rescue_steps`` steps of PGD until it is back: after Li et al. (2020), "Towards
-    understanding fast adversarial training", who look at a drop of PGD's accuracy. Black and white
-    pixels end at the edge of the ball by FGSM, which on such images is about as strong as PGD as
-    long as all is well; the training's own step is weaker from the first.
+    The network may learn to classify correctly exactly where a single step ends and nowhere else:
+    accuracy under this step rises, and accuracy under PGD falls to 0 within a few hundred steps
+    (catastrophic overfitting). With ``watch``, held-out images are attacked from time to time: with
+    the training step, with the same step from a start within [0, 1] (called FGSM here), and with 10
+    steps of PGD. While PGD's accuracy is more than ``gap`` below FGSM's, training uses
+    ``rescue_steps`` steps of PGD. This follows Li et al. (2020), "Towards understanding fast
+    adversarial training", who monitor PGD's accuracy. FGSM is the reference because, on images of
+    black and white pixels, it is about as strong as PGD unless the network overfits; the training
+    step is weaker from the beginning.
 
     Parameters
     ----------
-    ball : Ball
+    ball, warm_up, loss, rng
+        As for :class:`Defense`.
     step_size : float, optional
-        By default 1.25 ε.
-    warm_up, loss, rng
-        As for :class:`MinMax`.
+        α; by default 1.25 ε.
     watch : (x, y), optional
-        Some hundred images (M, …) and their labels, not among the training images. ``None``: not
-        watched.
+        A few hundred images (M, …) that are not trained on, and their labels. By default nothing
+        is watched.
     every : int
-        Steps between two looks.
+        Training steps between two looks at them.
     gap : float
-        How much accuracy, between 0 and 1, PGD may take below FGSM.
+        The accepted difference of the two accuracies, which are between 0 and 1.
     rescue_steps : int
-        Of PGD, while the network is overfitted.
+        Steps of PGD while the network overfits.
 
     Attributes
     ----------
-    looks : list of (step, accuracy under the training's own step, under FGSM, under PGD)
+    looks : list of (step, accuracy under the training step, under FGSM, under PGD)
     overfitted : bool
-        Whether the last look found it so.
+        Whether the network was overfitted at the last look.
 
     Raises
     ------
     TypeError
-        If ``watch`` is no pair.
+        If ``watch`` is not a pair.
     ValueError
-        If ``watch`` has no image, or not a label for each.
+        If ``watch`` has no images, or the number of labels differs.
 
     Warns
     -----
     AttackWarning
-        When overfitting is found first.
+        When overfitting begins.
     """
 
     def __init__(
@@ -253,50 +264,45 @@ class Fast(MinMax):
         check_numbers(gap=gap)
         if watch is not None:
             if not isinstance(watch, (tuple, list)) or len(watch) != 2:
-                kind = type(watch).__name__
-                raise TypeError(f"watch must be a pair (images, labels), got {kind}")
-            images, labels = map(len, watch)
-            if not images == labels > 0:
-                raise ValueError(
-                    f"watch needs images, and a label for each; got {images} and {labels} labels"
-                )
+                raise TypeError(f"watch must be (images, labels), got {type(watch).__name__}")
+            n, m = map(len, watch)
+            if not n == m > 0:
+                raise ValueError(f"watch needs a label for each image, got {n} images, {m} labels")
         self.watch, self.every, self.gap, self.rescue_steps = watch, every, gap, rescue_steps
         self.step, self.looks, self.overfitted = 0, [], False
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Array:
-        """x′: (N, …) -> (N, …), after a look at the watched images if it is time."""
-        self._look_once(model, x, y)
+        """x′: (N, …) -> (N, …), after a look at the watched images if it is time for one."""
+        self._check_once(model, x, y)
         if self.watch is not None and self.step % self.every == 0:
             self._look(model, array_module(x))
         self.step += 1
         if not self.overfitted:
             return super().__call__(model, x, y)
         step_size = step_or_default(None, self.ball, self.rescue_steps)
-        return self._climb(model, x, y, self.rescue_steps, step_size, self.rng)
+        return self._climb(model, x, y, self._start(x, self.rng), self.rescue_steps, step_size)
 
     def _start(self, x, rng):
-        grey = array_module(x).full_like(x, 0.5)  # where 0 and 1 are far away
+        grey = array_module(x).full_like(x, 0.5)  # far from 0 and 1, so the start is not clipped
         return super()._start(grey, rng)
 
     def _look(self, model, xp):
         x, y = (xp.asarray(part) for part in self.watch)
-        # With seeds of their own, so that watching changes nothing as long as nothing is found.
-        attack = partial(pgd, model, x, y, ball=self._scaled(self.ball), loss=self.loss, rng=0)
-        single, fgsm, full = (
-            accuracy(model, x_adv, y)
-            for x_adv in (
-                self._climb(model, x, y, 1, self.step_size, 0),
-                attack(steps=1, step_size=self.share * self.step_size),
-                attack(steps=10),
-            )
+        # Seeds of their own: watching does not change the training unless overfitting is found.
+        attack = partial(pgd, model, x, y, ball=self._scaled_ball(), loss=self.loss, rng=0)
+        attacked = (
+            self._climb(model, x, y, self._start(x, 0)),
+            attack(steps=1, step_size=self.share * self.step_size),
+            attack(steps=10),
         )
+        single, fgsm, full = (accuracy(model, x_adv, y) for x_adv in attacked)
         self.looks.append((self.step, single, fgsm, full))
         before, self.overfitted = self.overfitted, fgsm - full > self.gap
         if self.overfitted and not before:
             warnings.warn(
-                f"catastrophic overfitting at step {self.step}: {fgsm:.0%} right under FGSM, "
-                f"{full:.0%} under PGD. Training goes on with {self.rescue_steps} steps of PGD "
-                "until that is over; a smaller step_size or learning rate may prevent it",
+                f"catastrophic overfitting at step {self.step}: accuracy is {fgsm:.0%} under FGSM "
+                f"and {full:.0%} under PGD. Training continues with {self.rescue_steps} steps of "
+                "PGD until the gap is closed; a smaller step_size or learning rate may prevent it",
                 AttackWarning,
                 stacklevel=3,
             )
@@ -311,32 +317,38 @@ class Fast(MinMax):
         self.looks = [tuple(look) for look in state["looks"]]
 
 
-class Free(_Part):
-    """Free adversarial training: one pass backward gives the weights' gradient, and the pixels'.
+class Free(Defense):
+    """Free adversarial training: one backward pass gives the gradients of weights and pixels.
 
-    Each batch is used ``replays`` times in a row, and every time δ ← project(δ + α·steepest(∂L/∂x))
-    with the gradient of the same pass that changed the weights. δ is kept for the next batch. So
-    there is no inner loop at all, and ``replays`` times as many steps in an epoch: take fewer
-    epochs. Shafahi et al. (2019), "Adversarial training for free!", algorithm 1.
+    Each batch is used ``replays`` times in a row. Every time the same backward pass gives ∂L/∂θ for
+    a step of the weights and ∂L/∂x for a step of δ, which is kept for the next batch. There is no
+    inner loop, but an epoch has ``replays`` times as many steps; take fewer epochs. Shafahi et al.
+    (2019), "Adversarial training for free!", algorithm 1.
 
     Parameters
     ----------
-    ball : Ball
+    ball, warm_up
+        As for :class:`Defense`.
     replays : int
         m in the paper.
     step_size : float, optional
         α; by default ε, as in the paper.
-    warm_up : float
-        Epochs in which ε grows from 0.
+
+    Attributes
+    ----------
+    delta : (N, …) or None
+        δ, one for each image of the largest batch so far.
 
     Raises
     ------
     ValueError
-        If images of another size come than those of the batches before.
+        If the size of the images differs from the batches before, or if a checkpoint was written
+        with another number of replays.
 
     Notes
     -----
-    The objective is given a tensor instead of an array. The usual one takes both.
+    The objective gets the images as a tensor instead of an array; the default one and
+    :class:`GradientPenalty` accept both.
     """
 
     def __init__(
@@ -347,47 +359,53 @@ class Free(_Part):
         step_size: float | None = None,
         warm_up: float = 0.0,
     ):
-        super().__init__(warm_up=warm_up)
         check_ball(ball)
         check_counts(replays=replays)
-        self.ball, self.replays, self.delta = ball, replays, None
-        self.step_size = step_or_default(step_size, ball, 1)
+        super().__init__(ball=ball, step_size=step_size, warm_up=warm_up)
+        self.replays, self.delta = replays, None
 
-    def __call__(self, model: Callable, x: Array, y: Array) -> Tensor:
-        """x + δ as a tensor: ``fit`` then takes its gradient as well, and calls :meth:`learn`."""
-        self._look_once(model, x, y)
-        xp = array_module(x)
-        if self.delta is None:
-            self.delta = xp.zeros_like(x)
-        if self.delta.shape[1:] != x.shape[1:]:
+    def train_batch(
+        self, model: Callable, x: Array, y: Array, objective: Callable, optimizer, begin: Callable
+    ) -> Iterator:
+        """Take m steps on one batch; arguments as for :func:`tinyadv.train.train_step`."""
+        self._check_once(model, x, y)
+        low, high = -x, 1 - x  # so that 0 ≤ x + δ ≤ 1
+        delta, rest = self._kept(x)
+        for k in range(self.replays):
+            begin(k, self.replays)
+            ball = self._scaled_ball()
+            delta = ball.project(delta, low, high)  # it comes from other images, and ε may differ
+            image = Tensor(x + delta)
+            result = objective(model, image, y)
+            *gradients, g = grad(result.loss, [*optimizer.params, image])
+            optimizer.step(gradients)
+            delta = delta + self.share * self.step_size * ball.steepest(g)
+            delta = ball.project(delta, low, high)
+            yield result
+        self.delta = array_module(x).concatenate([delta, rest])
+
+    def _kept(self, x: Array) -> tuple[Array, Array]:
+        """The δ of earlier batches for the images x, and those for batches that are larger."""
+        xp, n = array_module(x), len(x)
+        kept = xp.zeros_like(x) if self.delta is None else xp.asarray(self.delta)
+        if kept.shape[1:] != x.shape[1:]:
             raise ValueError(
-                f"the perturbations kept are of shape {self.delta.shape[1:]}, these images have "
-                f"{x.shape[1:]}: take a new Free for another training"
+                f"Free keeps δ of shape {kept.shape[1:]}, got {x.shape[1:]} now: make a new Free"
             )
-        n, kept = len(x), xp.asarray(self.delta)
-        if n > len(kept):  # the first batches had been smaller
+        if n > len(kept):  # the batches before were smaller
             kept = xp.concatenate([kept, xp.zeros_like(x[len(kept) :])])
-        ball = self._scaled(self.ball)
-        # The same δ meets other images: what fits into [0, 1] differs.
-        delta = ball.project(kept[:n], -x, 1 - x)
-        self.x, self.delta = x, xp.concatenate([delta, kept[n:]])
-        return Tensor(x + delta)
-
-    def learn(self, g: Array) -> None:
-        """One step of δ along the gradient for the pixels, (N, …)."""
-        ball, n = self._scaled(self.ball), len(g)
-        delta = self.delta[:n] + self.share * self.step_size * ball.steepest(g)
-        delta = ball.project(delta, -self.x, 1 - self.x)
-        self.delta = array_module(g).concatenate([delta, self.delta[n:]])
+        return kept[:n], kept[n:]
 
     def state_dict(self) -> dict:
-        return {"delta": None if self.delta is None else to_numpy(self.delta)}
+        delta = None if self.delta is None else to_numpy(self.delta)
+        return {"delta": delta, "replays": self.replays}
 
     def load_state_dict(self, state: dict) -> None:
+        check_same("this state belongs to Free", state, {"replays": self.replays})
         self.delta = state["delta"]
 
 
-class WorstOfK(_Part):
+class WorstOfK(Defense):
     """Training against rotations and translations: the worst of ``k`` random ones.
 
     Engstrom et al. (2019), "Exploring the landscape of spatial robustness"; ``k=1`` is ordinary
@@ -397,10 +415,11 @@ class WorstOfK(_Part):
     ----------
     k : int
     max_angle : float
-        In degrees, to either side.
+        In degrees, in either direction.
     max_shift : float
         In pixels, in each direction.
-    rng : numpy.random.Generator or int
+    rng
+        As for :class:`Defense`.
     """
 
     def __init__(
@@ -418,27 +437,28 @@ class WorstOfK(_Part):
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Array:
         """x′: (N, C, H, W) -> (N, C, H, W)."""
-        return spatial_random(model, x, y, **self.how, rng=self.rng)
+        self._check_once(model, x, y)
+        return spatial_random(model, Checked(x, y), **self.how, rng=self.rng)
 
 
 # ------------------------------------------------------------------------ objective=: other losses
 
 
-class Trades(_Part):
-    """The loss of the images, and how far the answer can be moved nearby.
+class Trades(Defense):
+    """TRADES: the loss of the clean images, and how far predictions change in the ball.
 
     CE(f(x), y) + β · max over x′ in the ball of KL(p(x) ‖ p(x′)), p = softmax ∘ f. The first term
-    asks for right answers, the second for answers that stay: β trades one for the other. Zhang et
-    al. (2019), "Theoretically principled trade-off between robustness and accuracy", equation 5
-    and algorithm 1 (β is 1/λ there).
+    is for accuracy, the second for predictions that do not change, and β trades one for the other.
+    Zhang et al. (2019), "Theoretically principled trade-off between robustness and accuracy",
+    equation 5 and algorithm 1 (β is 1/λ there).
 
-    The inner maximum starts near x, and not at x, where the divergence is 0, its smallest value,
-    and has a gradient of exactly 0.
+    The inner maximisation starts near x instead of at x, because there the divergence has its
+    minimum 0 and its gradient vanishes.
 
     Parameters
     ----------
     ball, steps, step_size, warm_up, rng
-        As for :class:`MinMax`.
+        As for :class:`Defense`.
     beta : float
         The authors' code has 1 for MNIST and 6 for CIFAR-10.
     start : float
@@ -456,52 +476,46 @@ class Trades(_Part):
         start: float = 0.001,
         rng: np.random.Generator | int = 0,
     ):
-        super().__init__(warm_up=warm_up, rng=rng)
         check_ball(ball)
-        check_counts(steps=steps)
         check_numbers(beta=beta, start=start)
-        self.ball, self.beta, self.steps, self.start = ball, float(beta), steps, float(start)
-        self.step_size = step_or_default(step_size, ball, steps)
+        # -Σ p log p(x′) is the divergence plus the entropy of p, which does not depend on x′.
+        super().__init__(
+            ball=ball, steps=steps, step_size=step_size, warm_up=warm_up, loss=soft_cross_entropy,
+            rng=rng,
+        )  # fmt: skip
+        self.beta, self.start = float(beta), float(start)
 
     def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the logits of the images (N, K)."""
-        self._look_once(model, x, y)
+        """The loss, a scalar, and the logits of the clean images (N, K)."""
+        self._check_once(model, x, y)
         logits = model(x)
         x_adv = self.furthest(model, x, ops.softmax(logits.value, axis=1))
-        # Here p(x) is no constant: its gradient is what makes the two answers move together.
+        # p(x) is not a constant here: both predictions have a gradient.
         divergence = kl(logits, model(x_adv))
         return cross_entropy(logits, y) + self.beta * divergence, logits
 
     def furthest(self, model: Callable, x: Array, p: Array) -> Array:
-        """x′: where in the ball the answer is furthest from the probabilities p (N, K)."""
-        xp, ball = array_module(x), self._scaled(self.ball)
+        """x′, where in the ball the prediction diverges most from the probabilities p (N, K)."""
         noise = self.start * self.rng.standard_normal(x.shape).astype(x.dtype)
-        start = ball.project(xp.asarray(noise), -x, 1 - x)
-
-        def run(x, p, start):
-            # -Σ p log p(x′) is the divergence but for the entropy of p, which x′ does not change.
-            return climb(
-                model, x, p, None, start, ball=ball, step_size=self.share * self.step_size,
-                steps=self.steps, loss=soft_cross_entropy,
-            )  # fmt: skip
-
-        return by_pieces(run, x, p, start)
+        start = self._scaled_ball().project(array_module(x).asarray(noise), -x, 1 - x)
+        return self._climb(model, x, p, start)
 
 
 def kl(logits, other_logits):
-    """The mean of KL(p ‖ q) = Σ_c p_c (log p_c - log q_c) for two answers, (N, K) and (N, K)."""
+    """The mean of KL(p ‖ q) = Σ_c p_c (log p_c - log q_c), from logits (N, K) and (N, K)."""
     log_p, log_q = (ops.log_softmax(z, axis=1) for z in (logits, other_logits))
     return ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=1))
 
 
-class GradientPenalty(_Part):
-    """The loss, and the size of its own gradient for the pixels: L + λ · E‖∂L/∂x‖.
+class GradientPenalty(Defense):
+    """The loss, and the norm of its input gradient: L + λ · E‖∂L/∂x‖.
 
-    To lower the second term, ∂/∂θ of ∂L/∂x is needed: the gradient of a gradient. Drucker & LeCun
-    (1992), "Improving generalization performance using double backpropagation"; Ross & Doshi-Velez
-    (2018), "Improving the adversarial robustness and interpretability of deep neural networks by
-    regularizing their input gradients". With ``norm=1`` and λ = ε it is min-max training in L∞ to
-    first order, for max over ‖δ‖∞ ≤ ε of L(x + δ) ≈ L(x) + ε ‖∂L/∂x‖₁.
+    Training needs the derivative of the second term with respect to the weights: the gradient of a
+    gradient. Drucker & LeCun (1992), "Improving generalization performance using double
+    backpropagation"; Ross & Doshi-Velez (2018), "Improving the adversarial robustness and
+    interpretability of deep neural networks by regularizing their input gradients". With
+    ``norm=1`` and λ = ε it is min-max training in L∞ to first order, because the maximum of
+    L(x + δ) over ‖δ‖∞ ≤ ε is approximately L(x) + ε ‖∂L/∂x‖₁.
 
     Parameters
     ----------
@@ -510,62 +524,62 @@ class GradientPenalty(_Part):
     norm : {2, 1}
         ``2`` takes ‖·‖₂², and ``1`` takes ‖·‖₁.
     warm_up : float
-        Epochs in which λ grows from 0: a new network could shrink all gradients by ignoring x.
+        The number of epochs in which λ grows from 0, because an untrained network can reduce all
+        gradients by ignoring x.
     """
 
     def __init__(self, weight: float, *, norm: int = 2, warm_up: float = 0.0):
         super().__init__(warm_up=warm_up)
         check_numbers(weight=weight)
-        if norm not in (1, 2):
-            raise ValueError(f"norm must be 2 (for ‖·‖₂²) or 1, got {norm!r}")
+        check_choice((2, 1), norm=norm)
         self.weight, self.norm = float(weight), norm
 
-    def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the logits of the images (N, K)."""
-        if not isinstance(x, Tensor):  # Free has looked at its own
-            self._look_once(model, x, y)
+    def __call__(self, model: Callable, x: Array | Tensor, y: Array) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and the logits (N, K)."""
+        if not isinstance(x, Tensor):  # those of Free have been checked
+            self._check_once(model, x, y)
         image = x if isinstance(x, Tensor) else Tensor(x)
         logits = model(image)
         loss = cross_entropy(logits, y)
-        # Each image's gradient of its own loss, which has a share of 1/N in the mean.
+        # The loss is a mean: N times its gradient is each image's gradient of its own loss.
         (g,) = grad(len(y) * loss, [image], create_graph=True)  # (N, …)
         size = ops.sum(g * g if self.norm == 2 else ops.abs(g)) / len(y)
         return loss + self.share * self.weight * size, logits
 
 
-class IntervalBound(_Part):
-    """Training on interval bounds: no attack at all, and the result can be certified.
+class IntervalBound(Defense):
+    """Training on interval bounds: no attack is needed, and the network can be certified.
 
-    κ · CE(f(x), y) + (1 - κ) · CE(ẑ, y), with ẑ the worst logits that interval arithmetic allows
-    for ‖δ‖∞ ≤ ε (:func:`tinyadv.verify.worst_logits`): an upper bound on the inner maximum. Gowal
-    et al. (2018), "On the effectiveness of interval bound propagation for training verifiably
+    κ · CE(f(x), y) + (1 - κ) · CE(ẑ, y), where ẑ are the worst logits that interval arithmetic
+    allows for ‖δ‖∞ ≤ ε (:func:`tinyadv.verify.worst_logits`): an upper bound on the inner maximum.
+    Gowal et al. (2018), "On the effectiveness of interval bound propagation for training verifiably
     robust models", equation 12.
 
-    The bounds of a new network are far too wide to learn from, so ε grows from 0 and κ sinks from
-    1, both linearly, while the network learns to keep them narrow.
+    The bounds of an untrained network are far too wide to learn from, so ε grows linearly from 0
+    and κ falls linearly from 1, while the network learns to keep the bounds tight.
 
     Parameters
     ----------
     epsilon : float
-        In pixel values 0–1. The paper trains with a little more than it certifies.
+        In pixel values 0–1. The paper trains with a slightly larger ε than it certifies.
     ramp : (start, end)
-        Epochs between which ε goes from 0 to ``epsilon``, and κ from 1 to ``kappa``.
+        The epochs between which ε grows from 0 to ``epsilon``, and κ falls from 1 to ``kappa``.
     kappa : float
-        The share of the ordinary loss at the end.
+        The final weight κ of the standard loss, from 0 to 1.
     attack : callable, optional
-        ``attack(model, x, y) -> x′`` such as :class:`MinMax`: the first term then is CE(f(x′), y),
-        a lower bound on the inner maximum beside the upper one, if its ε and warm-up go with these.
-        De Palma et al. (2024), "Expressive losses for verified robustness via convex combinations"
-        (MTL-IBP).
+        ``attack(model, x, y) -> x′`` such as :class:`MinMax`. The first term is then CE(f(x′), y),
+        a lower bound on the inner maximum beside the upper one, if ε and the warm-up of the attack
+        match. De Palma et al. (2024), "Expressive losses for verified robustness via convex
+        combinations" (MTL-IBP).
 
     Raises
     ------
     TypeError
-        If ``ramp`` is no pair, ``attack`` is a :class:`Free`, or the network has a layer without an
-        interval rule.
+        If ``ramp`` is not a pair, ``attack`` is a :class:`Free`, or the network has a layer without
+        an interval rule.
     ValueError
-        If an argument is not in its range, or a checkpoint was written with an attack and this has
-        none, or the other way round.
+        If an argument is out of range, or a checkpoint was written with an attack and there is none
+        now, or the other way round.
     """
 
     def __init__(
@@ -578,18 +592,15 @@ class IntervalBound(_Part):
     ):
         super().__init__()
         check_numbers(epsilon=epsilon)
+        check_shares(kappa=kappa)
         check_ball(Linf(epsilon))
         if not isinstance(ramp, (tuple, list)) or len(ramp) != 2:
             raise TypeError(f"ramp must be a pair of epochs (start, end), got {ramp!r}")
-        if not 0 <= ramp[0] <= ramp[1] < math.inf or not 0 <= kappa <= 1:
-            raise ValueError(
-                f"expected epochs 0 ≤ start ≤ end in ramp and 0 ≤ kappa ≤ 1, got {ramp} and {kappa}"
-            )
-        if hasattr(attack, "replays"):
-            raise TypeError(
-                f"{type(attack).__name__} learns from the weights' own pass, and that is of the "
-                "bounds here: take MinMax or Fast as the attack"
-            )
+        if not 0 <= ramp[0] <= ramp[1] < math.inf:
+            raise ValueError(f"ramp must be two epochs 0 ≤ start ≤ end, got {ramp}")
+        if hasattr(attack, "train_batch"):
+            name = type(attack).__name__
+            raise TypeError(f"attack must return images, not train as {name}: use MinMax or Fast")
         self.epsilon, self.kappa = float(epsilon), float(kappa)
         self.ramp, self.attack = ramp, attack
 
@@ -599,15 +610,15 @@ class IntervalBound(_Part):
             self.attack.at(epoch)
 
     def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the logits (N, K) of what the first term is about."""
+        """The loss, a scalar, and the logits (N, K) of the first term."""
         if not self.looked:
-            self._look_once(model, x, y)
-            if self.kappa < 1:  # is there a rule for every layer?
+            self._check_once(model, x, y)
+            if self.kappa < 1:  # raises an error now if a layer has no interval rule
                 worst_logits(model, x[:1], x[:1], y[:1])
         logits = model(x if self.attack is None else self.attack(model, x, y))
         loss = cross_entropy(logits, y)
         kappa = 1 - self.share * (1 - self.kappa)
-        if kappa == 1:  # nothing of the bound is asked for yet
+        if kappa == 1:  # the bound has no weight
             return loss, logits
         xp, epsilon = array_module(x), self.share * self.epsilon
         low, high = xp.clip(x - epsilon, 0, 1), xp.clip(x + epsilon, 0, 1)
@@ -620,11 +631,8 @@ class IntervalBound(_Part):
 
     def load_state_dict(self, state: dict) -> None:
         own = hasattr(self.attack, "load_state_dict")
-        if own != ("attack" in state):
-            raise ValueError(
-                f"this state belongs to IntervalBound {'without' if own else 'with'} an attack: "
-                "make it with the same attack="
-            )
+        saved = {"attack": "attack" in state}
+        check_same("this state belongs to IntervalBound", saved, {"attack": own})
         super().load_state_dict(state)
         if own:
             self.attack.load_state_dict(state["attack"])

@@ -10,6 +10,7 @@ Names and shapes of parameters are PyTorch's: a state dict made here loads into 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +18,8 @@ import numpy as np
 
 from tinyadv import conv, ops
 from tinyadv.backend import array_module, get_backend, to_numpy
+from tinyadv.inputs import check_choice
+from tinyadv.parallel import by_examples, may_cut, worth_cutting
 from tinyadv.tensor import Array, Tensor
 
 # ------------------------------------------------------------------------------ initialisation
@@ -52,26 +55,20 @@ def fan_in_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -
 def interval_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
     """Normal with standard deviation √(2π) / fan_in, which keeps the width of interval bounds.
 
-    An interval of radius r becomes one of radius Σ|w| r, for bounds add up what values average out.
-    With E|w| = 2 / fan_in, that is 2 r, and a ReLU halves it again on the average. Under other
+    An interval of radius r becomes one of radius Σ|w| r: bounds add up what averages out in values.
+    With E|w| = 2 / fan_in this is 2 r, and a ReLU halves it on average. Under other
     initialisations it grows with √fan_in in each layer. Shi et al. (2021), "Fast certified robust
     training with short warmup".
     """
     return rng.standard_normal(shape) * np.sqrt(2 * np.pi) / fan_in
 
 
-INITIALISERS = {
-    "he_normal": he_normal,
-    "glorot_uniform": glorot_uniform,
-    "fan_in_uniform": fan_in_uniform,
-    "interval_normal": interval_normal,
-}
+INITIALISERS = {f.__name__: f for f in (he_normal, glorot_uniform, fan_in_uniform, interval_normal)}
 
 
 def _initial_parameters(rng, shape, init: str, bias: bool) -> tuple[Tensor, Tensor | None]:
     """Weights of this shape, and (with ``bias``) as many biases as there are outputs."""
-    if init not in INITIALISERS:
-        raise ValueError(f"init must be one of {tuple(INITIALISERS)}, got {init!r}")
+    check_choice(tuple(INITIALISERS), init=init)
     window = int(np.prod(shape[2:]))  # 1 for a dense layer
     fan_in, fan_out = shape[1] * window, shape[0] * window
     rng = np.random.default_rng(rng)
@@ -98,21 +95,40 @@ class Module:
     Parameters may also lie in lists, tuples and dictionaries of any depth, alone or in modules:
     ``self.parts = {"key": [Scale()]}`` has the parameter ``parts.key.0.factor``.
 
-    ``by_example`` says that a module treats each example on its own, so that a batch may be cut
-    into pieces. Set it to False in a layer that looks at the whole batch, such as batch
-    normalisation, or draws random numbers: pieces would each have their own mean, and draw in the
-    order in which threads come to them.
+    A class that writes its own ``__call__`` may set ``by_example = True``. It then promises that it
+    treats each example on its own, so that a batch may be cut into pieces, and that it computes
+    with operators and :mod:`tinyadv.ops` alone, so that its parameters may be arrays where nobody
+    asks for a gradient. Leave it False in a layer that looks at the whole batch, such as batch
+    normalisation, or draws random numbers.
     """
 
-    by_example = True
+    by_example = False
+
+    def __init_subclass__(cls, **keywords):
+        super().__init_subclass__(**keywords)
+        # The promise of a base class does not hold for a ``__call__`` that came later.
+        makers = (base for base in cls.__mro__ if {"__call__", "by_example"} & vars(base).keys())
+        if "by_example" not in vars(next(makers)):
+            cls.by_example = False
 
     def __call__(self, x):
         raise NotImplementedError(f"{type(self).__name__} needs a method __call__(self, x)")
 
     def children(self) -> Iterator[tuple[str, object]]:
-        """The attributes, with their names; what lists, tuples and dictionaries hold one by one."""
+        """Names and attributes; those of lists, tuples and dictionaries one by one."""
         for name, value in vars(self).items():
             yield from _parts(name, value)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all modules within it."""
+        yield self
+        for value in vars(self).values():
+            if isinstance(value, Module):
+                yield from value.modules()
+            elif isinstance(value, (list, tuple, Mapping)):
+                for _, part in _parts("", value):
+                    if isinstance(part, Module):
+                        yield from part.modules()
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Names such as ``"0.weight"`` and the parameters, in the order of their definition."""
@@ -123,14 +139,22 @@ class Module:
                 for inner, parameter in value.named_parameters():
                     yield f"{name}.{inner}", parameter
 
-    def _all_by_example(self) -> bool:
-        """``by_example`` of this module and of all modules in it."""
-        inner = (value for _, value in self.children() if isinstance(value, Module))
-        return self.by_example and all(module._all_by_example() for module in inner)
-
     def parameters(self) -> list[Tensor]:
         """All parameters, in the order of their definition; one that is used twice, once."""
         return list(dict.fromkeys(parameter for _, parameter in self.named_parameters()))
+
+    def frozen(self) -> Module:
+        """A copy with arrays instead of tensors, which records no tape unless x is a tensor.
+
+        It shares the arrays, so it follows an optimizer's steps; after ``load_state_dict``, ``to``
+        or ``astype``, which bring other arrays, make a new copy. Where a class does not promise
+        ``by_example``, the module itself takes part, tensors and all.
+        """
+        if type(self).by_example is False:
+            return self
+        twin = copy.copy(self)
+        vars(twin).update({name: _frozen(value) for name, value in vars(self).items()})
+        return twin
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters as NumPy arrays, by name."""
@@ -148,19 +172,14 @@ class Module:
         """
         parameters = dict(self.named_parameters())
         missing, unknown = parameters.keys() - state.keys(), state.keys() - parameters.keys()
+        other = "these weights belong to another network"
         if missing or unknown:
-            raise ValueError(
-                f"these weights belong to another network: "
-                f"missing {sorted(missing)}, unknown {sorted(unknown)}"
-            )
-        arrays = {}
+            raise ValueError(f"{other}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        arrays = {name: to_numpy(state[name]).astype(p.dtype) for name, p in parameters.items()}
         for name, p in parameters.items():
-            arrays[name] = to_numpy(state[name]).astype(p.dtype)
-            if arrays[name].shape != p.shape:
-                raise ValueError(
-                    f"these weights belong to another network: {name} has shape "
-                    f"{arrays[name].shape}, this one needs {p.shape}"
-                )
+            shape = arrays[name].shape
+            if shape != p.shape:
+                raise ValueError(f"{other}: {name} has shape {shape}, this one needs {p.shape}")
         for name, p in parameters.items():
             p.value = array_module(p.value).asarray(arrays[name])
 
@@ -178,6 +197,21 @@ class Module:
         return self
 
 
+def _frozen(value):
+    """The array of a parameter, a module frozen; also within lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        return value.value
+    if isinstance(value, Module):
+        return value.frozen()
+    if type(value) not in (list, tuple, dict):
+        return value
+    held = list(value.values() if isinstance(value, dict) else value)
+    parts = [_frozen(part) for part in held]
+    if all(a is b for a, b in zip(parts, held, strict=True)):
+        return value  # with no parameter in it, such as a list that ``__call__`` appends to
+    return dict(zip(value, parts, strict=True)) if isinstance(value, dict) else type(value)(parts)
+
+
 def _parts(name: str, value) -> Iterator[tuple[str, object]]:
     """``value``, or what it holds if it is a list, a tuple or a dictionary, with names."""
     if isinstance(value, (list, tuple)):
@@ -192,29 +226,29 @@ def _parts(name: str, value) -> Iterator[tuple[str, object]]:
 class Sequential(Module):
     """The layers one after another, named by their position.
 
-    With a :class:`Conv2d` among them, a large batch is cut into pieces that several cores work on;
-    it stays whole if a layer, or a module inside one, has ``by_example = False`` or is a plain
-    function, of which nothing is known.
+    With a :class:`Conv2d` anywhere within, a large batch is cut into pieces that several cores work
+    on, at the outermost ``Sequential``. It stays whole if one of the modules within does not allow
+    it (``by_example``), or is a plain function, about which nothing is known.
     """
 
     def __init__(self, *layers: Module):
         self.layers = list(layers)
 
+    by_example = property(lambda self: all(getattr(f, "by_example", False) for f in self.layers))
+
     def children(self):
         return ((str(i), layer) for i, layer in enumerate(self.layers))
 
     def __call__(self, x):
-        # Convolution and pooling use one core; products of matrices use all by themselves.
-        slow = any(isinstance(layer, Conv2d) for layer in self.layers)
-        known = all(isinstance(layer, Module) for layer in self.layers)
-        if slow and known and self._all_by_example():
-            return ops.by_examples(self._apply, x)
-        return self._apply(x)
-
-    def _apply(self, x):
+        if worth_cutting(x) and self._convolves() and may_cut(self):
+            return by_examples(self, x)
         for layer in self.layers:
             x = layer(x)
         return x
+
+    def _convolves(self) -> bool:
+        """NumPy convolves on one core; products of matrices use all cores by themselves."""
+        return any(isinstance(module, Conv2d) for module in self.modules())
 
     def __getitem__(self, index):
         """A layer, or for a slice a :class:`Sequential` of the same layers."""
@@ -230,16 +264,16 @@ class Sequential(Module):
 
 
 class Average(Module):
-    """The mean of what several networks return for the same images: a committee.
+    """The mean of the logits of several networks: an ensemble.
 
-    (N, …) -> (N, K). Networks that were trained from other first weights err on other images, and a
-    mistake that one makes alone is often outweighed. Perrone & Cooper (1993), "When networks
+    (N, …) -> (N, K). Networks trained from different initial weights err on different images, so a
+    mistake of a single one is often outvoted. Perrone & Cooper (1993), "When networks
     disagree: ensemble methods for hybrid neural networks".
 
     Parameters
     ----------
     *members : Module
-        One at least; they take the same images and return the same shape, (N, K).
+        At least one; they take the same images and return the same shape, (N, K).
 
     Raises
     ------
@@ -260,14 +294,17 @@ class Average(Module):
                 )
         self.members = list(members)
 
+    by_example = property(lambda self: all(getattr(f, "by_example", False) for f in self.members))
+
     def __call__(self, x):
-        return _mean([member(x) for member in self.members])
+        return mean_of([member(x) for member in self.members])
 
     def __repr__(self) -> str:
         return f"Average({', '.join(map(repr, self.members))})"
 
 
-def _mean(tensors):
+def mean_of(tensors):
+    """The mean of what the members of an :class:`Average` return, all of one shape."""
     first, *others = tensors
     for other in others:
         if other.shape != first.shape:  # adding them could broadcast
@@ -294,10 +331,12 @@ class Conv2d(Module):
     rng : numpy.random.Generator or int
     """
 
+    by_example = True
+
     def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=0,
                  bias=True, init="he_normal", rng=0):  # fmt: skip
-        kh, kw = conv._pair(kernel_size, "kernel_size", 1)
-        conv._pair(stride, "stride", 1), conv._pair(padding, "padding", 0)  # errors here, not later
+        kh, kw = conv.pair(kernel_size, "kernel_size", 1)
+        conv.pair(stride, "stride", 1), conv.pair(padding, "padding", 0)  # errors here, not later
         shape = (out_channels, in_channels, kh, kw)
         self.weight, self.bias = _initial_parameters(rng, shape, init, bias)
         self.stride, self.padding = stride, padding
@@ -315,6 +354,8 @@ class Dense(Module):
 
     Parameters as for :class:`Conv2d`.
     """
+
+    by_example = True
 
     def __init__(self, in_features, out_features, *, bias=True, init="he_normal", rng=0):
         self.weight, self.bias = _initial_parameters(rng, (out_features, in_features), init, bias)
@@ -334,43 +375,39 @@ class Dense(Module):
 # ----------------------------------------------------------------------- layers without weights
 
 
-def _check_windows(kernel_size, stride) -> None:
-    """Raise ValueError when the layer is made, not when it is first called."""
-    conv._pair(kernel_size, "kernel_size", 1)
-    if stride is not None:
-        conv._pair(stride, "stride", 1)
+class Pooling(Module):
+    """What :class:`MaxPool2d` and :class:`AvgPool2d` share: a function of every window."""
+
+    by_example = True
+
+    def __init__(self, kernel_size, *, stride=None):
+        conv.pair(kernel_size, "kernel_size", 1)  # an error here, not when the layer is called
+        conv.pair(kernel_size if stride is None else stride, "stride", 1)
+        self.kernel_size, self.stride = kernel_size, stride
+
+    def __call__(self, x):
+        return self.pool(x, kernel_size=self.kernel_size, stride=self.stride)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.kernel_size}, stride={self.stride})"
 
 
-class MaxPool2d(Module):
+class MaxPool2d(Pooling):
     """The largest pixel of every window: (N, C, H, W) -> (N, C, P, Q)."""
 
-    def __init__(self, kernel_size, *, stride=None):
-        _check_windows(kernel_size, stride)
-        self.kernel_size, self.stride = kernel_size, stride
-
-    def __call__(self, x):
-        return conv.max_pool2d(x, kernel_size=self.kernel_size, stride=self.stride)
-
-    def __repr__(self) -> str:
-        return f"MaxPool2d({self.kernel_size}, stride={self.stride})"
+    pool = staticmethod(conv.max_pool2d)
 
 
-class AvgPool2d(Module):
+class AvgPool2d(Pooling):
     """The mean of every window: (N, C, H, W) -> (N, C, P, Q)."""
 
-    def __init__(self, kernel_size, *, stride=None):
-        _check_windows(kernel_size, stride)
-        self.kernel_size, self.stride = kernel_size, stride
-
-    def __call__(self, x):
-        return conv.avg_pool2d(x, kernel_size=self.kernel_size, stride=self.stride)
-
-    def __repr__(self) -> str:
-        return f"AvgPool2d({self.kernel_size}, stride={self.stride})"
+    pool = staticmethod(conv.avg_pool2d)
 
 
 class Flatten(Module):
     """(N, C, H, W) -> (N, C·H·W)."""
+
+    by_example = True
 
     def __call__(self, x):
         return ops.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
@@ -380,11 +417,12 @@ class Flatten(Module):
 
 
 class Activation(Module):
-    """An elementwise function as a layer; the name is that of the operation in ``tinyadv.ops``."""
+    """An elementwise function as a layer, by its name in ``tinyadv.ops``."""
+
+    by_example = True
 
     def __init__(self, name: str):
-        if name not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {name!r}")
+        check_choice(ACTIVATIONS, activation=name)
         self.name = name
 
     def __call__(self, x):

@@ -1,4 +1,4 @@
-"""Losses: what training descends and an attack ascends.
+"""Losses: what training minimises and an attack maximises.
 
     z  (N, K)   logits: one row for each example, one column for each class
     y  (N,)     labels: integers from 0 to K - 1
@@ -15,7 +15,8 @@ import numpy as np
 
 from tinyadv import ops
 from tinyadv.backend import array_module
-from tinyadv.tensor import Array, Tensor, _value
+from tinyadv.inputs import check_choice
+from tinyadv.tensor import Array, Tensor, value_of
 
 REDUCTIONS = {"mean": ops.mean, "sum": ops.sum, "none": lambda losses: losses}
 
@@ -26,33 +27,28 @@ def one_hot(labels: Array, logits: Array | Tensor) -> Array:
     Raises
     ------
     ValueError
-        If the labels are not N integers from 0 to K - 1. Labels that are on a GPU already are
-        checked for their shape alone, for to look at them would stop the device.
+        If the labels are not N integers from 0 to K - 1. Of labels that are on a GPU already only
+        the shape is checked, because a look at their values would stop the device.
     """
-    z = _value(logits)
-    labels = _value(labels)
-    if not hasattr(labels, "dtype"):
-        labels = np.asarray(labels)
-    if z.ndim != 2 or labels.shape != z.shape[:1]:
+    z, labels = value_of(logits), value_of(labels)
+    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+    if z.ndim != 2 or labels.shape != z.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"a loss takes logits (N, K) and labels (N,), got {z.shape} and {labels.shape}"
+            "a loss takes logits (N, K) and labels (N,), which are integers from 0 to K - 1; "
+            f"got {z.shape} and {labels.shape} of {labels.dtype}"
         )
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers, the numbers of the classes, not {labels.dtype}")
-    xp = array_module(z)
-    if isinstance(labels, np.ndarray):
-        if labels.size and not 0 <= labels.min() <= labels.max() < z.shape[1]:
+    xp, k = array_module(z), z.shape[1]
+    if isinstance(labels, np.ndarray) and labels.size:
+        if not 0 <= labels.min() <= labels.max() < k:
             raise ValueError(
-                f"labels must be from 0 to {z.shape[1] - 1}, the network has {z.shape[1]} outputs; "
+                f"labels must be from 0 to {k - 1}, because the network has {k} outputs; "
                 f"got labels from {labels.min()} to {labels.max()}"
             )
-        labels = xp.asarray(labels)
-    return (labels[:, None] == xp.arange(z.shape[1])).astype(z.dtype)
+    return (xp.asarray(labels)[:, None] == xp.arange(k)).astype(z.dtype)
 
 
 def _reduce(losses, reduction: str):
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {tuple(REDUCTIONS)}, got {reduction!r}")
+    check_choice(tuple(REDUCTIONS), reduction=reduction)
     return REDUCTIONS[reduction](losses)
 
 
@@ -113,9 +109,7 @@ def dlr(logits, labels, reduction="mean"):
     makes it blind to the scale of the logits. Needs K ≥ 3; arguments as for :func:`cross_entropy`.
     """
     difference = margin(logits, labels, "none")
-    if logits.shape[1] < 3:
-        raise ValueError(f"the DLR loss needs 3 classes or more, got {logits.shape[1]}")
-    ranked = _sorted_logits(logits)
+    ranked = _sorted_logits(logits, 3)
     spread = ranked[:, 0] - ranked[:, 2]
     return _reduce(difference / (spread + 1e-12), reduction)
 
@@ -132,17 +126,17 @@ def dlr_targeted(logits, labels, targets, reduction="mean"):
     reduction : {"mean", "sum", "none"}
     """
     difference = ops.sum((one_hot(targets, logits) - one_hot(labels, logits)) * logits, axis=1)
-    if logits.shape[1] < 4:
-        raise ValueError(f"the targeted DLR loss needs 4 classes or more, got {logits.shape[1]}")
-    ranked = _sorted_logits(logits)
+    ranked = _sorted_logits(logits, 4)
     spread = ranked[:, 0] - 0.5 * (ranked[:, 2] + ranked[:, 3])
     return _reduce(difference / (spread + 1e-12), reduction)
 
 
-def _sorted_logits(logits):
+def _sorted_logits(logits, least: int):
     """Each row in descending order; the order itself is constant, the values are not."""
-    xp = array_module(_value(logits))
-    order = xp.argsort(-_value(logits), axis=1)
+    if logits.shape[1] < least:
+        raise ValueError(f"the DLR loss needs {least} classes or more, got {logits.shape[1]}")
+    xp = array_module(value_of(logits))
+    order = xp.argsort(-value_of(logits), axis=1)
     rows = xp.arange(logits.shape[0])[:, None]
     return ops.getitem(logits, (rows, order))
 
@@ -170,7 +164,7 @@ def swapped_binary_cross_entropy(logits, labels, reduction="mean", *, epsilon=1e
         Keras's clipping.
     """
     t, p = one_hot(labels, logits), ops.softmax(logits, axis=1)
-    xp = array_module(_value(logits))
+    xp = array_module(value_of(logits))
     # clip(t) is one of two numbers, in Keras's float32; so is 1 - clip(t).
     low, high = float(np.float32(epsilon)), float(np.float32(1 - epsilon))
     log_t = xp.where(t > 0, math.log(high), math.log(low)).astype(t.dtype)

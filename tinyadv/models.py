@@ -11,16 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tinyadv.layers import (
-    Activation,
-    Conv2d,
-    Dense,
-    Flatten,
-    MaxPool2d,
-    Module,
-    ReLU,
-    Sequential,
-)
+from tinyadv.layers import Activation, Conv2d, Dense, Flatten, MaxPool2d, Module, ReLU, Sequential
 
 
 def slides_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
@@ -112,9 +103,10 @@ def interval_cnn(
 ) -> Sequential:
     """The small network of Gowal et al. (2018), who train on interval bounds: 329,606 parameters.
 
-    That is by default, and for 28×28 grey images. Unlike theirs it begins with weights for which
-    the bounds of a new network are of use, those of Shi et al. (2021). ``hidden`` is the size of
-    the dense layer; ``thresholds=(low, high)`` puts :func:`threshold_layers` in front.
+    That is by default, and for 28×28 grey images. Unlike theirs it starts from the initialisation
+    of Shi et al. (2021), with which the bounds of a new network are narrow enough to train on.
+    ``hidden`` is the size of the dense layer; ``thresholds=(low, high)`` puts
+    :func:`threshold_layers` in front.
     """
     how = {"rng": np.random.default_rng(rng), "init": init}
     return Sequential(

@@ -1,8 +1,11 @@
-"""Optimisers, and learning rates that change on the way.
+"""Optimisers, learning-rate schedules, and a running average of the weights.
 
-An optimiser changes parameters in place: ``optimizer.step(grads)`` takes what ``grad`` returned.
-A schedule is a function of the time in epochs, fractions included, that returns a learning rate;
-:func:`tinyadv.train.fit` sets ``optimizer.lr`` to it before every step.
+    w    a parameter                    dw   its gradient g
+    η    the learning rate, ``lr``
+
+An optimiser changes parameters in place: ``optimizer.step(grads)`` takes the list that ``grad``
+returned. A schedule is a function that maps the time in epochs, including fractions, to a learning
+rate; :func:`tinyadv.train.fit` sets ``optimizer.lr`` to its value before every step.
 """
 
 from __future__ import annotations
@@ -10,95 +13,114 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from numbers import Real
+
+import numpy as np
 
 from tinyadv.backend import array_module, to_numpy
+from tinyadv.checkpoint import check_same
+from tinyadv.inputs import check_numbers, check_positive
+from tinyadv.parallel import in_threads, threads
 from tinyadv.tensor import Array, Tensor
 
 Schedule = Callable[[float], float]  # epochs since the start -> learning rate
 
-# A formula makes several passes over its arrays. Large ones are updated piece by piece, so that
-# only the first pass reads from memory and the others from the cache. In numbers, not bytes.
+# A formula makes several passes over its arrays. Large arrays are updated piece by piece, so that
+# only the first pass reads from memory and the others read from the cache. In numbers, not bytes.
 PIECE = 1 << 16
+WORTH_A_THREAD = 16  # pieces
 
 
 class Optimizer:
-    """What all optimisers share: parameters, a learning rate, and *slots*.
+    """The base class of all optimisers: parameters, a learning rate, and *slots*.
 
     Slots are arrays that an optimiser keeps for each parameter, such as a running mean of its
-    gradients. A subclass names them in ``slot_names``, names the numbers of its formula in
-    ``option_names``, and writes the formula in ``_update``.
+    gradients. A subclass names them in ``slot_names``, passes the constants of its formula on as
+    ``options``, and writes the formula in ``_update``.
 
     Parameters
     ----------
     params : list of Tensor
-        Their arrays are changed in place by :meth:`step`.
+        :meth:`step` changes their arrays in place. Layers whose parameters are not in the list stay
+        as they are.
     lr : float
-        The learning rate at the start; the attribute ``lr`` may be set at any time.
+        The initial learning rate η; the attribute ``lr`` may be set at any time.
     weight_decay : float
-        Adds weight_decay · parameter to each gradient: an L2 penalty of half that factor.
+        Adds weight_decay · w to each gradient, which is an L2 penalty of weight_decay/2 · ‖w‖².
+    **options
+        They become attributes. A state can only be loaded by an optimiser with the same options.
+
+    Raises
+    ------
+    TypeError
+        If ``params`` is not a list of tensors.
+    ValueError
+        If a parameter is given twice, or a number is out of range.
     """
 
     slot_names: tuple[str, ...] = ()
-    option_names: tuple[str, ...] = ("weight_decay",)
 
-    def __init__(self, params: Sequence[Tensor], lr: float, weight_decay: float):
+    def __init__(self, params: Sequence[Tensor], lr: float, weight_decay: float, **options):
         self.params = list(params)
         if not self.params or not all(isinstance(p, Tensor) for p in self.params):
             raise TypeError("an optimizer takes a list of Tensors, such as model.parameters()")
         if len(set(map(id, self.params))) < len(self.params):
-            raise ValueError("a parameter is given twice, and would be changed twice in a step")
-        if not lr >= 0 or not weight_decay >= 0:
-            raise ValueError(f"lr and weight_decay must be ≥ 0, got {lr} and {weight_decay}")
-        self.weight_decay = weight_decay
+            raise ValueError("a parameter is given twice, and would be changed twice: remove one")
+        check_numbers(lr=lr, weight_decay=weight_decay)
+        self.option_names = (*options, "weight_decay")
+        vars(self).update(options, weight_decay=weight_decay)
         self.lr = self.initial_lr = float(lr)
-        self.steps = 0  # how many have been taken
+        self.steps = 0  # taken so far
         self.slots = [
             [array_module(p.value).zeros_like(p.value, order="C") for _ in self.slot_names]
             for p in self.params
         ]
 
     def step(self, grads: Sequence[Array]) -> None:
-        """Change every parameter by its gradient.
+        """Update every parameter with its gradient.
 
         Parameters
         ----------
         grads : list of array
-            In the order and the shapes of the parameters.
+            In the order of the parameters, and with their shapes.
 
         Raises
         ------
         TypeError
             If the gradients are tensors.
         ValueError
-            If there are more or fewer gradients than parameters, or a shape differs.
+            If the number of gradients or one of their shapes is wrong.
         """
         if any(isinstance(g, Tensor) for g in grads):
-            raise TypeError(
-                "expected gradients that are arrays, got Tensors, as grad(…, create_graph=True) "
-                "returns them: take the .value of each"
-            )
+            raise TypeError("gradients must be arrays, got Tensors: take the .value of each")
         shapes, expected = [g.shape for g in grads], [p.shape for p in self.params]
         if shapes != expected:
             raise ValueError(f"expected gradients of shapes {expected}, got {shapes}")
         self.steps += 1
-        self.lr = float(self.lr)  # float32 times a NumPy number would be float64
+        self.lr = float(self.lr)  # a NumPy float64 would turn float32 weights into float64
+        pieces = []
         for p, g, slots in zip(self.params, grads, self.slots, strict=True):
             xp = array_module(p.value)
-            if not p.value.flags.c_contiguous:  # the flat views below must write through
+            if not p.value.flags.c_contiguous:  # reshape(-1) must return a view
                 p.value = xp.ascontiguousarray(p.value)
             flat = [array.reshape(-1) for array in (p.value, g, *slots)]
             for start in range(0, p.size, PIECE):
-                w, dw, *state = (array[start : start + PIECE] for array in flat)
-                if self.weight_decay:
-                    dw = dw + self.weight_decay * w
-                self._update(xp, w, dw, *state)
+                pieces.append((xp, *(array[start : start + PIECE] for array in flat)))
+        several = threads() if len(pieces) > WORTH_A_THREAD and xp is np else 1
+        in_threads(self._update_all, [pieces[i::several] for i in range(several)])
+
+    def _update_all(self, pieces) -> None:
+        for xp, w, dw, *state in pieces:
+            if self.weight_decay:
+                dw = dw + self.weight_decay * w
+            self._update(xp, w, dw, *state)
 
     def _update(self, xp, w, dw, *state) -> None:
         """Change ``w`` and ``state`` in place."""
         raise NotImplementedError
 
     def state_dict(self) -> dict:
-        """All that :meth:`load_state_dict` needs to go on as if nothing had happened."""
+        """Everything that :meth:`load_state_dict` needs to continue with the same numbers."""
         return {
             "kind": type(self).__name__,
             "options": self._options(),
@@ -109,42 +131,33 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over a state.
+        """Continue from a state.
 
-        The learning rate is taken over as well, unless this optimiser was made with another one
-        than that of the state: then it keeps its own, and training goes on with that.
+        This includes the learning rate, unless this optimiser was made with a different initial
+        learning rate: then it keeps its own.
 
         Raises
         ------
         ValueError
-            If the state is that of another kind of optimiser, of one with other options, or of
-            other parameters. Nothing is changed then.
+            As :meth:`check_state`. Nothing is changed then.
         """
-        self._check_state(state)
+        self.check_state(state)
         for name, array in self._named_slots().items():
             array[...] = array_module(array).asarray(state["slots"][name])
         self.steps = state["steps"]
         if state["initial_lr"] == self.initial_lr:
             self.lr = state["lr"]
 
-    def _check_state(self, state: dict) -> None:
-        if state.get("kind") != type(self).__name__:
-            raise ValueError(
-                f"this state belongs to {state.get('kind')}, not to {type(self).__name__}"
-            )
-        saved, options = state.get("options"), self._options()
-        if saved != options:
-            raise ValueError(
-                f"this state belongs to {type(self).__name__} with {saved}, this one has "
-                f"{options}: make the optimizer with the same options"
-            )
-        expected = {name: array.shape for name, array in self._named_slots().items()}
-        shapes = {name: array.shape for name, array in state["slots"].items()}
-        if shapes != expected:
-            raise ValueError(
-                f"this state belongs to other parameters: it has slots {shapes}, "
-                f"this optimizer needs {expected}"
-            )
+    def check_state(self, state: dict) -> None:
+        """Raise ValueError if the state belongs to an optimiser that differs from this one.
+
+        It may differ in its class, its options or the shapes of its parameters.
+        """
+        saved = {"kind": state.get("kind"), "options": state.get("options")}
+        saved["slots"] = {name: slot.shape for name, slot in state.get("slots", {}).items()}
+        own = {"kind": type(self).__name__, "options": self._options()}
+        own["slots"] = {name: slot.shape for name, slot in self._named_slots().items()}
+        check_same("this state belongs to an optimizer", saved, own)
 
     def _options(self) -> dict:
         return {name: getattr(self, name) for name in self.option_names}
@@ -157,42 +170,33 @@ class Optimizer:
         }
 
 
-def _check_share(**values: float) -> None:
-    """Of what a running mean keeps of its past."""
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"expected 0 ≤ {name} < 1, got {value}")
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be > 0, for it guards against 0 / 0, got {epsilon}")
+def _check_factors(**factors: float) -> None:
+    """Raise ValueError unless these may be factors of a running mean."""
+    for name, factor in factors.items():
+        if not 0 <= factor < 1:
+            raise ValueError(f"expected 0 ≤ {name} < 1, got {factor}")
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent: w ← w - lr·v with v ← momentum·v + g.
+    """Stochastic gradient descent: w ← w - η·v with v ← momentum·v + g.
 
     Parameters
     ----------
-    params : list of Tensor
-    lr : float
+    params, lr, weight_decay
+        As for :class:`Optimizer`.
     momentum : float
         0 is plain gradient descent.
     nesterov : bool
-        Step along g + momentum·v, the gradient looked up ahead. Sutskever et al. (2013), "On the
-        importance of initialization and momentum in deep learning".
-    weight_decay : float
+        Nesterov momentum: step along g + momentum·v. Sutskever et al. (2013), "On the importance of
+        initialization and momentum in deep learning".
     """
 
-    option_names = ("momentum", "nesterov", "weight_decay")
-
     def __init__(self, params, lr=0.01, *, momentum=0.0, nesterov=False, weight_decay=0.0):
-        _check_share(momentum=momentum)
+        _check_factors(momentum=momentum)
         if nesterov and momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0")
-        self.momentum, self.nesterov = momentum, nesterov
+            raise ValueError("nesterov=True needs a momentum above 0")
         self.slot_names = ("velocity",) if momentum else ()
-        super().__init__(params, lr, weight_decay)
+        super().__init__(params, lr, weight_decay, momentum=momentum, nesterov=nesterov)
 
     def _update(self, xp, w, dw, v=None):
         if v is not None:
@@ -203,25 +207,25 @@ class SGD(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """w ← w - lr·g / (√s + ε), with s a running mean of g²: s ← ρ·s + (1 - ρ)·g².
+    """w ← w - η·g / (√s + ε), where s ← ρ·s + (1 - ρ)·g² is a running mean of g².
 
     Tieleman & Hinton (2012), lecture 6.5 of "Neural Networks for Machine Learning". The defaults
     are Keras's.
 
     Parameters
     ----------
-    params : list of Tensor
-    lr, rho, epsilon, weight_decay : float
+    params, lr, weight_decay
+        As for :class:`Optimizer`.
+    rho, epsilon : float
+        ρ and ε, which is above 0 and prevents 0 / 0.
     """
 
     slot_names = ("square",)
-    option_names = ("rho", "epsilon", "weight_decay")
 
     def __init__(self, params, lr=0.001, *, rho=0.9, epsilon=1e-7, weight_decay=0.0):
-        _check_share(rho=rho)
-        _check_epsilon(epsilon)
-        self.rho, self.epsilon = rho, epsilon
-        super().__init__(params, lr, weight_decay)
+        _check_factors(rho=rho)
+        check_positive(epsilon=epsilon)
+        super().__init__(params, lr, weight_decay, rho=rho, epsilon=epsilon)
 
     def _update(self, xp, w, dw, s):
         s *= self.rho
@@ -230,24 +234,25 @@ class RMSprop(Optimizer):
 
 
 class Adam(Optimizer):
-    """w ← w - lr·m̂ / (√v̂ + ε), with running means m of g and v of g², freed from their start at 0.
+    """w ← w - η·m̂ / (√v̂ + ε), where m and v are running means of g and g².
 
-    Kingma & Ba (2015), "Adam: a method for stochastic optimization", algorithm 1.
+    m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) correct the bias that comes from starting at 0. Kingma &
+    Ba (2015), "Adam: a method for stochastic optimization", algorithm 1.
 
     Parameters
     ----------
-    params : list of Tensor
-    lr, beta1, beta2, epsilon, weight_decay : float
+    params, lr, weight_decay
+        As for :class:`Optimizer`.
+    beta1, beta2, epsilon : float
+        β₁, β₂ and ε, which is above 0 and prevents 0 / 0.
     """
 
     slot_names = ("mean", "square")
-    option_names = ("beta1", "beta2", "epsilon", "weight_decay")
 
     def __init__(self, params, lr=0.001, *, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0):
-        _check_share(beta1=beta1, beta2=beta2)
-        _check_epsilon(epsilon)
-        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
-        super().__init__(params, lr, weight_decay)
+        _check_factors(beta1=beta1, beta2=beta2)
+        check_positive(epsilon=epsilon)
+        super().__init__(params, lr, weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
 
     def _update(self, xp, w, dw, m, v):
         m *= self.beta1
@@ -259,6 +264,74 @@ class Adam(Optimizer):
         w -= self.lr / m_correction * m / (xp.sqrt(v) / v_correction + self.epsilon)
 
 
+# -------------------------------------------------------------------------- average of the weights
+
+
+class WeightAverage:
+    """A running average of the weights, which often generalises better than the last weights.
+
+    After each step w̄ ← d·w̄ + (1 - d)·w with d = min(decay, t / (t + 1)), where t counts the steps
+    before. So w̄ is at first the mean of all weights so far, and from step 1 / (1 - decay) on an
+    exponential moving average. With ``decay=1`` it stays the mean. Polyak & Juditsky (1992),
+    "Acceleration of stochastic approximation by averaging"; for adversarial training Gowal et al.
+    (2020), "Uncovering the limits of adversarial training against norm-bounded adversarial
+    examples".
+
+    Parameters
+    ----------
+    params : list of Tensor
+    decay : float
+        From 0 (no average) to 1.
+
+    Attributes
+    ----------
+    means : list of array
+        w̄ of each parameter; while the average is swapped in, w.
+    """
+
+    def __init__(self, params: Sequence[Tensor], decay: float = 0.999):
+        if not isinstance(decay, Real) or isinstance(decay, bool) or not 0 <= decay <= 1:
+            raise ValueError(f"decay must be a number from 0 to 1, such as 0.999, got {decay!r}")
+        self.params, self.decay, self.steps = list(params), float(decay), 0
+        self.means = [p.value.copy() for p in self.params]
+
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        d = min(self.decay, self.steps / (self.steps + 1))
+        for p, mean in zip(self.params, self.means, strict=True):
+            mean *= d
+            mean += (1 - d) * p.value
+        self.steps += 1
+
+    def swap(self) -> None:
+        """Exchange the weights of the model and their averages."""
+        for i, p in enumerate(self.params):
+            p.value, self.means[i] = self.means[i], p.value
+
+    def state_dict(self) -> dict:
+        """Everything that :meth:`load_state_dict` needs to continue with the same numbers."""
+        means = {str(i): to_numpy(mean).copy() for i, mean in enumerate(self.means)}
+        return {"decay": self.decay, "steps": self.steps, "means": means}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a state.
+
+        Raises
+        ------
+        ValueError
+            If its decay or the shapes of its parameters differ. Nothing is changed then.
+        """
+        means = [state["means"][str(i)] for i in range(len(state["means"]))]
+        saved = {"decay": state["decay"], "shapes": [mean.shape for mean in means]}
+        own = {"decay": self.decay, "shapes": [p.shape for p in self.params]}
+        check_same("this state belongs to an average", saved, own)
+        self.steps = state["steps"]
+        self.means = [
+            array_module(p.value).asarray(mean).astype(p.dtype)
+            for p, mean in zip(self.params, means, strict=True)
+        ]
+
+
 # ------------------------------------------------------------------------------------ schedules
 
 
@@ -268,7 +341,7 @@ def constant(lr: float) -> Schedule:
 
 
 def piecewise_linear(points: Sequence[tuple[float, float]]) -> Schedule:
-    """Straight lines between ``(epoch, lr)`` points; constant before the first and after the last.
+    """Linear between the points ``(epoch, lr)``; constant before the first and after the last.
 
     >>> lr = piecewise_linear([(0, 0.0), (4, 0.005), (10, 0.0)])
     >>> lr(2), lr(7), lr(12)
@@ -276,7 +349,9 @@ def piecewise_linear(points: Sequence[tuple[float, float]]) -> Schedule:
     """
     epochs = [epoch for epoch, _ in points]
     if not points or any(a >= b for a, b in pairwise(epochs)):
-        raise ValueError(f"points must be (epoch, lr) pairs in rising order, got {points}")
+        raise ValueError(
+            f"points must be (epoch, lr) pairs in increasing order of the epoch, got {points}"
+        )
 
     def schedule(epoch: float) -> float:
         if epoch <= epochs[0]:
@@ -290,10 +365,9 @@ def piecewise_linear(points: Sequence[tuple[float, float]]) -> Schedule:
 
 
 def cosine(lr: float, epochs: float) -> Schedule:
-    """From ``lr`` down to 0 after ``epochs``, along half a cosine.
+    """Half a period of a cosine: from ``lr`` down to 0 after ``epochs``.
 
     Loshchilov & Hutter (2017), "SGDR", equation 5, without restarts.
     """
-    if not epochs > 0:
-        raise ValueError(f"epochs must be > 0, got {epochs}")
+    check_positive(epochs=epochs)
     return lambda epoch: lr * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))

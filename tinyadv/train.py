@@ -1,4 +1,12 @@
-"""Training: one loop, in which the objective and the inner maximisation are arguments."""
+"""Training: one loop, in which the objective and the inner maximisation are arguments.
+
+    min over θ of  E[ max over δ of  L(f_θ(x + δ), y) ]
+    ‾‾‾‾‾‾‾‾‾‾        ‾‾‾‾‾‾‾‾‾‾     ‾‾‾‾‾‾‾‾‾‾‾‾‾‾‾
+    optimizer=        perturb=       objective=
+
+:func:`train_step` is the algorithm for one batch, and :func:`fit` repeats it. The rest of the
+module is about arguments, Ctrl-C and what is printed.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +15,37 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
-from tinyadv import checkpoint as files
 from tinyadv.backend import array_module
+from tinyadv.checkpoint import TrainingState
 from tinyadv.data import Dataset
 from tinyadv.evaluate import accuracy
+from tinyadv.inputs import check_counts
 from tinyadv.layers import Module
 from tinyadv.losses import cross_entropy
-from tinyadv.optim import Optimizer, Schedule
-from tinyadv.tensor import Array, Tensor, grad
+from tinyadv.optim import Optimizer, Schedule, WeightAverage
+from tinyadv.tensor import Array, Tensor, grad, value_of
 
-# How often the loss is looked at while an epoch runs. On a GPU each look waits for the device.
+# Batches between two looks at the loss while an epoch runs. On a GPU each look waits for it.
 LOOK_EVERY = 50
 
 
-@dataclass
-class History:
-    """What happened in each epoch: parallel lists, one entry for an epoch.
+@dataclass(eq=False, repr=False)
+class History(SimpleNamespace):
+    """What happened in each epoch: parallel lists with one entry per epoch.
 
     ``loss`` and ``train_accuracy`` are means over the epoch while the weights were changing, on the
-    examples as trained on (perturbed ones if there was a ``perturb``). ``test_accuracy`` is taken
-    at the end of the epoch on clean examples; NaN where there was no validation.
+    examples as trained on (the perturbed ones, if there was a ``perturb``). ``test_accuracy`` is
+    measured at the end of the epoch, on clean examples; NaN where there was no validation. Numbers
+    that an objective or a ``validate`` function names are further lists: ``history.their_name``.
     """
 
     epoch: list[int] = field(default_factory=list)
@@ -41,6 +54,12 @@ class History:
     test_accuracy: list[float] = field(default_factory=list)
     lr: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+    def append(self, **row: float) -> None:
+        """Add an epoch. A new name becomes a new list, with NaN for the epochs before."""
+        before = len(self.epoch)
+        for name in {**vars(self), **row}:
+            vars(self).setdefault(name, [math.nan] * before).append(row.get(name, math.nan))
 
     def plot(self, axes=None):
         """Draw loss and accuracies over epochs; returns the two matplotlib axes.
@@ -58,7 +77,7 @@ class History:
         left, right = axes
         left.plot(self.epoch, self.loss, "o-", color="C0")
         left.set(xlabel="epoch", ylabel="training loss", yscale="log")
-        # Plain numbers where there is room for them: 0.5, and not 5 × 10⁻¹.
+        # Plain numbers, where there is room for them: 0.5, not 5 × 10⁻¹.
         left.yaxis.set(minor_locator=LogLocator(subs=(2, 5)))
         left.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
         right.plot(self.epoch, [100 * a for a in self.train_accuracy], "o-", label="training")
@@ -69,10 +88,54 @@ class History:
         return axes
 
 
+class Result(NamedTuple):
+    """What the objective returns for a batch."""
+
+    loss: Tensor
+    """a scalar"""
+    logits: Tensor
+    """(N, K)"""
+    numbers: dict = {}  # noqa: RUF012 (never changed)
+    """scalars by name, for the history"""
+
+
 def cross_entropy_objective(model: Module, x: Array, y: Array) -> tuple[Tensor, Tensor]:
     """The usual objective: the mean cross-entropy of a batch, and the logits."""
     logits = model(x)
     return cross_entropy(logits, y), logits
+
+
+def train_step(
+    perturb: Callable | None, model: Module, x: Array, y: Array, objective: Callable,
+    optimizer: Optimizer, begin: Callable,
+) -> Iterator[Result]:  # fmt: skip
+    """Train on one batch: perturb it, differentiate the objective, take a step.
+
+    A ``perturb`` that has a method ``train_batch`` replaces this function by
+    ``train_batch(model, x, y, objective, optimizer, begin)``, such as
+    :meth:`tinyadv.defenses.Free.train_batch`, which takes several steps.
+
+    Parameters
+    ----------
+    perturb, model, objective, optimizer
+        As for :func:`fit`; ``objective`` returns a :class:`Result`.
+    x, y : (N, …), (N,)
+        The batch.
+    begin : callable
+        ``begin(k, m)`` must be called before update k = 0, …, m - 1 of this batch: it sets the
+        learning rate, and tells the defences the time.
+
+    Yields
+    ------
+    Result
+        Of the objective, after each update of the parameters.
+    """
+    begin(0, 1)
+    if perturb is not None:
+        x = _images(perturb(model, x, y))
+    result = objective(model, x, y)
+    optimizer.step(grad(result.loss, optimizer.params))
+    yield result
 
 
 def fit(
@@ -86,8 +149,9 @@ def fit(
     objective: Callable = cross_entropy_objective,
     batch_size: int = 128,
     schedule: Schedule | None = None,
+    average: float | WeightAverage | None = None,
     rng: np.random.Generator | int = 0,
-    validate: bool = True,
+    validate: bool | Callable = True,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_steps: int | None = None,
     resume: bool = False,
@@ -96,50 +160,58 @@ def fit(
     """Train ``model`` in place.
 
     Each step takes a batch of shuffled examples, lets ``perturb`` change them, and moves the
-    parameters along the gradient of the objective: with an attack as ``perturb`` this is the
-    min-max training of Madry et al. (2018), without one it is ordinary training.
+    parameters against the gradient of the objective. With an attack as ``perturb`` this is the
+    min-max training of Madry et al. (2018); without one it is standard training.
 
     Parameters
     ----------
     model : Module
-        Its parameters' backend is where everything runs; the data are moved there.
+        Everything runs on the backend of its parameters; the data are moved there.
     data : Dataset
-        ``x_train`` (N, C, H, W) and ``y_train`` (N,) are trained on, the test part is validated on.
+        ``x_train`` (N, C, H, W) and ``y_train`` (N,) are trained on; the test part is for the
+        validation.
     optimizer : Optimizer
-        Made with ``model.parameters()``.
+        Made with ``model.parameters()``, or with some of them: the other parameters are frozen,
+        which means that they do not change and that no gradient is computed for them.
     epochs : int
-        How many passes over the training data there shall be in all, resumed ones included.
+        Passes over the training data in total, including passes before a resumed checkpoint.
     perturb : callable, optional
-        The inner maximisation: ``perturb(model, x, y) -> x_adv``; see :mod:`tinyadv.defenses`. One
-        that returns a tensor is told its gradient, which comes of the same pass as that of the
-        weights: ``perturb.learn(g)``. With an attribute ``replays`` each batch is used that many
-        times in a row.
+        The inner maximisation: ``perturb(model, x, y) -> x_adv``, see :mod:`tinyadv.defenses`. Or
+        an object that updates the parameters itself, see :func:`train_step`.
     augment : callable, optional
-        ``augment(x, rng) -> x``, before anything else, such as :func:`tinyadv.data.random_shift`.
-        It draws from the generator of the shuffling.
+        ``augment(x, rng) -> x``, applied first, such as ``random_shift(2)`` of :mod:`tinyadv.data`.
+        It draws from the generator that shuffles.
     objective : callable
-        ``objective(model, x, y) -> (loss, logits)``: the loss a scalar tensor, the logits for the
-        training accuracy. If it, or ``perturb``, has a method ``at(epoch)``, that is called before
-        each step with the epochs done, fractions included: for an ε that grows. If it has
-        ``state_dict()`` and ``load_state_dict(state)``, its state is part of the checkpoint.
+        ``objective(model, x, y) -> (loss, logits)``: a scalar tensor, and a tensor (N, K) for the
+        training accuracy. It may return a dictionary of named scalars as well, as
+        ``(loss, logits, {"penalty": penalty})``. Their means over the epoch become columns of the
+        history; they may be tensors or arrays, and nothing waits for them before the epoch ends.
     batch_size : int
     schedule : callable, optional
-        ``schedule(epoch) -> learning rate``, with fractions of an epoch; see
-        :mod:`tinyadv.optim`. By default the optimiser keeps its own. No state holds it: to go on
-        as before, a resumed run needs the same schedule, and with another it goes on with that.
+        ``schedule(epoch) -> learning rate``, where ``epoch`` has fractions; see
+        :mod:`tinyadv.optim`. By default the optimiser keeps its own. It is not part of the
+        checkpoint: a resumed run uses the schedule that it is given.
+    average : float or WeightAverage, optional
+        Keep a running average of the weights that are trained, by default none: a number is the
+        decay of a :class:`tinyadv.optim.WeightAverage`. Steps are taken from the weights
+        themselves, and training is the same as without an average. The averaged weights are
+        validated, and ``model`` has them when ``fit`` returns. If ``fit`` raises an error instead,
+        the model has the weights of the last step.
     rng : numpy.random.Generator or int
-        For the shuffling. When ``perturb`` draws from the same generator, or has a state, a
-        resumed run repeats its draws as well.
-    validate : bool
-        Whether to take the test accuracy after each epoch.
+        For the shuffling. If ``perturb`` draws from the same generator, or has a state, a resumed
+        run repeats its draws as well.
+    validate : bool or callable
+        What to do after each epoch. ``True`` measures the test accuracy, ``False`` nothing. A
+        function ``validate(model)`` returns a number, which is recorded as the test accuracy, or a
+        dictionary of named numbers, which become columns of the history.
     checkpoint : path, optional
-        Where to keep the training state: written at the end of every epoch, on Ctrl-C, and every
-        ``checkpoint_steps`` steps.
+        The file to keep the training state in: written at the end of every epoch, on Ctrl-C, and
+        every ``checkpoint_steps`` batches.
     checkpoint_steps : int, optional
     resume : bool
-        Go on from ``checkpoint`` if that file exists. The weights at the end are then the same, bit
-        by bit, as those of a run that was never interrupted. The optimiser must have the same
-        options; if it is made with another learning rate, training goes on with that.
+        Continue from ``checkpoint`` if that file exists. The weights at the end are then the same,
+        bit by bit, as after an uninterrupted run. The optimiser must have the same options; if
+        it is made with another learning rate, training continues with that.
     progress : bool
         A bar on a terminal, and a line for each epoch.
 
@@ -150,248 +222,184 @@ def fit(
     Raises
     ------
     TypeError
-        If ``data`` is no data set, ``schedule`` no function, ``perturb`` returns no images, or
-        ``objective`` something else than two tensors.
+        If ``data`` is not a data set, ``schedule`` is not a function, ``perturb`` does not return
+        images, or ``objective`` does not return two tensors.
     ValueError
-        If an argument makes no sense, or the checkpoint belongs to other settings or to another
-        network. Nothing is changed then.
+        If an argument or a name is not allowed, or the checkpoint belongs to other settings or to
+        another network. In that case nothing is changed.
     CheckpointError
         If the checkpoint is broken.
     FloatingPointError
-        If the loss is no longer finite; the message says what to try.
+        If the loss is not finite any more; the message says what to try.
     KeyboardInterrupt
-        On Ctrl-C, after the running step is done and the state is saved. A second one does not
+        On Ctrl-C, after the current batch is done and the state is saved. A second Ctrl-C does not
         wait.
-    """
-    from tqdm import tqdm
 
-    _check_count(epochs=epochs, least=0)
-    _check_count(batch_size=batch_size)
-    if checkpoint_steps is not None:
-        _check_count(checkpoint_steps=checkpoint_steps)
-    if schedule is not None and not callable(schedule):
-        raise TypeError(
-            f"schedule must be a function of the epoch, such as optim.constant(0.1), "
-            f"got {schedule!r}"
-        )
-    if (resume or checkpoint_steps) and checkpoint is None:
-        raise ValueError("resume and checkpoint_steps need checkpoint=, the file to keep state in")
-    parameters = model.parameters()
-    if list(map(id, optimizer.params)) != list(map(id, parameters)):
-        raise ValueError("the optimizer changes other parameters: make it with model.parameters()")
-    _check_data(data, validate)
-    xp = array_module(*[p.value for p in parameters])
-    x_train, y_train = xp.asarray(data.x_train), xp.asarray(data.y_train)
-    n = len(x_train)
-    if validate:
-        x_test, y_test = xp.asarray(data.x_test), xp.asarray(data.y_test)
-    replays = getattr(perturb, "replays", 1)
-    steps = math.ceil(n / batch_size) * replays
-    parts = {"perturb": perturb, "objective": objective}
-    run = _Run(model, optimizer, np.random.default_rng(rng), n, batch_size, replays, parts)
+    Notes
+    -----
+    If ``perturb``, ``objective`` or ``average`` has a method ``at(epoch)``, it is called before
+    each step with the number of epochs done, including fractions: for an ε that grows. If it has
+    ``state_dict()`` and ``load_state_dict(state)``, its state is part of the checkpoint.
+    """
+    _check_arguments(epochs, batch_size, schedule, checkpoint, checkpoint_steps, resume)
+    xp = array_module(*[p.value for p in model.parameters()])
+    x_train, y_train = _part(data, "train", xp)
+    if validate and not callable(validate):
+        x_test, y_test = _part(data, "test", xp)
+        validate = lambda model: accuracy(model, x_test, y_test)
+    if average is not None and not hasattr(average, "swap"):
+        average = WeightAverage(optimizer.params, decay=average)
+    parts = {"perturb": perturb, "objective": objective, "average": average}
+    settings = {"examples": len(x_train), "batch_size": int(batch_size)}
+    rng = np.random.default_rng(rng)
+    run = TrainingState(model, optimizer, rng, History(), settings=settings, parts=parts)
     if resume and os.path.exists(checkpoint):
         run.load(checkpoint)
 
+    train_batch = getattr(perturb, "train_batch", None) or partial(train_step, perturb)
+    evaluated = partial(_evaluated, objective)
+    batches = math.ceil(len(x_train) / batch_size)
+
+    def begin(k: int, m: int) -> None:
+        epoch = run.epoch + (run.step * m + k) / (batches * m)
+        if schedule is not None:
+            optimizer.lr = schedule(epoch)
+        for part in parts.values():
+            if hasattr(part, "at"):
+                part.at(epoch)
+
     with _interrupts() as interrupted:
         while run.epoch < epochs:
-            if run.order is None:  # a new epoch
-                run.order = run.rng.permutation(n)
+            if run.order is None:
+                run.order = rng.permutation(len(x_train))
             started = time.perf_counter() - run.seconds
-            loss_sum, correct, unsaved = run.loss_sum, run.correct, 0
-            bar = tqdm(
-                range(run.step, steps),
-                desc=f"epoch {run.epoch + 1}/{epochs}",
-                initial=run.step,
-                total=steps,
-                leave=False,
-                disable=None if progress else True,  # None: a bar on terminals alone
-            )
-            for step in bar:
-                if schedule is not None:
-                    optimizer.lr = schedule(run.epoch + step / steps)
-                for part in parts.values():
-                    if hasattr(part, "at"):
-                        part.at(run.epoch + step / steps)
-                if step % replays == 0:
-                    first = step // replays * batch_size
-                    batch = xp.asarray(run.order[first : first + batch_size])
-                    images, y = x_train[batch], y_train[batch]
-                    if augment is not None:
-                        images = augment(images, run.rng)
-                x = images
-                if perturb is not None:
-                    x = _images(perturb(model, x, y))
-                loss, logits = _two_tensors(objective(model, x, y))
-                if isinstance(x, Tensor):
-                    *gradients, g = grad(loss, [*parameters, x])
-                    perturb.learn(g)
-                else:
-                    gradients = grad(loss, parameters)
-                optimizer.step(gradients)
+            for step in _bar(run, batches, epochs, progress):
+                rows = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
+                x, y = x_train[rows], y_train[rows]
+                if augment is not None:
+                    x = augment(x, rng)
+                for result in train_batch(model, x, y, evaluated, optimizer, begin):
+                    _record(run, result, y)
+                    if average is not None:
+                        average.update()
 
-                # Sums stay on the device; float() would wait for it at every step.
-                loss_sum = loss_sum + loss.value * len(batch)
-                correct = correct + (logits.value.argmax(1) == y).sum()
-                run.step = step + 1
-                unsaved += 1
-                # Between two replays no state could say which images they are of.
-                may_end = run.step % replays == 0
-                stop = may_end and interrupted.is_set()
-                save = may_end and checkpoint_steps is not None and unsaved >= checkpoint_steps
-                if stop or save or run.step % LOOK_EVERY == 0 or run.step == steps:
-                    run.loss_sum, run.correct = float(loss_sum), int(correct)
+                run.step += 1
+                stop = interrupted.is_set()
+                save = checkpoint_steps is not None and run.step % checkpoint_steps == 0
+                if stop or save or run.step % LOOK_EVERY == 0 or run.step == batches:
+                    run.settle()
                     run.seconds = time.perf_counter() - started
-                    _stop_if_not_finite(run)
-                if (stop or save) and checkpoint is not None:
-                    run.save(checkpoint)
-                    unsaved = 0
+                    _check_finite(run)
                 if stop:
-                    bar.close()
-                    raise _stopped(f"in epoch {run.epoch + 1}", run)
+                    break
+                if save:
+                    run.save(checkpoint)
+            else:
+                with run.averaged():
+                    numbers = _validated(validate, model, run)
+                run.end_epoch(**numbers)
+                if progress:
+                    _print_line(run.history, epochs)
 
-            run.end_epoch(accuracy(model, x_test, y_test) if validate else math.nan)
             if checkpoint is not None:
                 run.save(checkpoint)
-            if progress:
-                tqdm.write(_line(run.history, epochs))
-            if interrupted.is_set():  # during the validation
-                raise _stopped(f"after epoch {run.epoch}", run)
+            if interrupted.is_set():
+                when = f"in epoch {run.epoch + 1}" if run.step else f"after epoch {run.epoch}"
+                kept = f"state saved in {run.saved_in}" if run.saved_in else "no state kept"
+                raise KeyboardInterrupt(f"stopped {when}: {kept}")
+    if average is not None:
+        average.swap()
     return run.history
 
 
-def _check_count(*, least: int = 1, **count) -> None:
-    ((name, value),) = count.items()
-    if not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be an int ≥ {least}, got {value!r}")
+def _record(run: TrainingState, result: Result, y: Array) -> None:
+    """Add what a step returned to the sums of the epoch, which stay on the device."""
+    loss, logits, numbers = result
+    totals = {name: value_of(number) * len(y) for name, number in numbers.items()}
+    correct = (logits.value.argmax(1) == y).sum()
+    run.add(len(y), loss=loss.value * len(y), train_accuracy=correct, **totals)
 
 
-def _check_data(data: Dataset, validate: bool) -> None:
-    for part, kind in [("train", "training"), ("test", "test")][: 1 + validate]:
-        x, y = (getattr(data, f"{name}_{part}", None) for name in "xy")
-        hint = "; validate=False does without" if part == "test" else ""
-        if x is None or y is None:
-            raise TypeError(
-                f"fit needs data.x_{part} and data.y_{part}, as data.load('glyphs') has them, "
-                f"got {type(data).__name__} without{hint}"
-            )
-        if len(x) == 0 or len(y) != len(x):
-            raise ValueError(
-                f"fit needs {kind} images and a label for each, got {len(x)} and {len(y)}{hint}"
-            )
+# ------------------------------------------------------------------------------------- arguments
 
 
-def _images(result):
-    """What ``perturb`` returned, if it is what it should."""
-    if not hasattr(result, "shape"):
+def _check_arguments(epochs, batch_size, schedule, checkpoint, checkpoint_steps, resume) -> None:
+    check_counts(0, epochs=epochs)
+    every = 1 if checkpoint_steps is None else checkpoint_steps
+    check_counts(batch_size=batch_size, checkpoint_steps=every)
+    if schedule is not None and not callable(schedule):
+        raise TypeError(f"schedule must be a function, such as constant(0.1), got {schedule!r}")
+    if (resume or checkpoint_steps) and checkpoint is None:
+        raise ValueError("resume and checkpoint_steps need checkpoint=, the file to keep state in")
+
+
+def _part(data: Dataset, part: str, xp) -> tuple[Array, Array]:
+    """The images and labels of a part of the data, after a check, on the backend ``xp``."""
+    x, y = (getattr(data, f"{name}_{part}", None) for name in "xy")
+    hint = "; validate=False does not need them" if part == "test" else ""
+    if x is None or y is None:
         raise TypeError(
-            f"perturb must return images, got {type(result).__name__}: what returns (loss, logits) "
-            "goes into objective="
+            f"fit needs data.x_{part} and data.y_{part}, as data.load('glyphs') has them, "
+            f"got a {type(data).__name__} without{hint}"
         )
+    if not len(x) == len(y) > 0:
+        raise ValueError(
+            f"fit needs {part} images and a label for each, got {len(x)} images and {len(y)} "
+            f"labels{hint}"
+        )
+    return xp.asarray(x), xp.asarray(y)
+
+
+def _images(x_adv) -> Array:
+    """What ``perturb`` returned, after a check."""
+    if isinstance(x_adv, Tensor) or not hasattr(x_adv, "shape"):
+        raise TypeError(
+            f"perturb must return an array of images, got {type(x_adv).__name__}: take the .value "
+            "of a Tensor; a function that returns (loss, logits) goes into objective="
+        )
+    return x_adv
+
+
+def _evaluated(objective: Callable, model: Module, x, y) -> Result:
+    """What ``objective`` returned, after a check."""
+    returned = objective(model, x, y)
+    parts = returned if isinstance(returned, (tuple, list)) else [returned]
+    if len(parts) not in (2, 3) or not all(map(isinstance, parts, (Tensor, Tensor, Mapping))):
+        raise TypeError(
+            "objective must return (loss, logits), two Tensors, and optionally a dictionary of "
+            f"named numbers; got {', '.join(type(part).__name__ for part in parts)}"
+        )
+    result = Result(*parts)
+    _check_columns("objective", result.numbers, RESERVED)
     return result
 
 
-def _two_tensors(result) -> tuple[Tensor, Tensor]:
-    """What an objective returned, if it is what it should."""
-    pair = isinstance(result, (tuple, list)) and len(result) == 2
-    if not pair or not all(isinstance(part, Tensor) for part in result):
-        kinds = [type(part).__name__ for part in result] if pair else type(result).__name__
-        raise TypeError(f"objective must return (loss, logits), both Tensors, got {kinds}")
-    return result
+def _validated(validate: Callable | bool, model: Module, run: TrainingState) -> dict:
+    """The numbers that ``validate`` returned, after a check."""
+    numbers = validate(model) if validate else {}
+    if not isinstance(numbers, Mapping):
+        numbers = {"test_accuracy": numbers}
+    _check_columns("validate", numbers, RESERVED - {"test_accuracy"} | run.sums.keys())
+    return {name: float(value_of(number)) for name, number in numbers.items()}
 
 
-class _Run:
-    """Where a training run stands: all that changes while it goes on, and can be saved."""
+RESERVED = {*vars(History()), *dir(History)}  # what a column of the history must not be called
 
-    def __init__(self, model, optimizer, rng, examples, batch_size, replays, parts: dict):
-        self.model, self.optimizer, self.rng = model, optimizer, rng
-        self.parts = {
-            name: part for name, part in parts.items() if hasattr(part, "load_state_dict")
-        }
-        self.settings = {
-            "examples": examples,
-            "batch_size": int(batch_size),
-            "replays": replays,
-            "generator": type(rng.bit_generator).__name__,
-            "defences": {name: type(part).__name__ for name, part in self.parts.items()},
-        }
-        self.history = History()
-        self.saved_in = None  # the file that holds the last state, if there is one
-        self.epoch = 0
-        self._new_epoch()
 
-    def _new_epoch(self):
-        self.step = 0  # steps of this epoch that are done
-        self.order = None  # this epoch's order of the examples, (N,)
-        self.loss_sum, self.correct, self.seconds = 0.0, 0, 0.0
-
-    def end_epoch(self, test_accuracy: float) -> None:
-        n = self.settings["examples"] * self.settings["replays"]
-        self.epoch += 1
-        record = {
-            "epoch": self.epoch,
-            "loss": self.loss_sum / n,
-            "train_accuracy": self.correct / n,
-            "test_accuracy": test_accuracy,
-            "lr": self.optimizer.lr,
-            "seconds": self.seconds,
-        }
-        for name, value in record.items():
-            getattr(self.history, name).append(value)
-        self._new_epoch()
-
-    def save(self, path) -> None:
-        state = {
-            "weights": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": files.generator_state(self.rng),
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "history": vars(self.history),
-            "settings": self.settings,
-            "epoch": self.epoch,
-            "step": self.step,
-            "loss_sum": self.loss_sum,
-            "correct": self.correct,
-            "seconds": self.seconds,
-        }
-        if self.order is not None:
-            state["order"] = self.order
-        files.save_state(path, state)
-        self.saved_in = path
-
-    def load(self, path) -> None:
-        state = files.load_state(path)
-        if "settings" not in state:
+def _check_columns(source: str, numbers: Mapping, taken: set) -> None:
+    for name, number in numbers.items():
+        if not (isinstance(name, str) and name.isidentifier()) or name in taken:
             raise ValueError(
-                f"{path} is no training state, it holds {sorted(state)}: give another checkpoint"
+                f"{source} named a number {name!r}: choose a Python identifier that is still free"
             )
-        saved = state["settings"]
-        differ = [key for key, value in self.settings.items() if saved.get(key) != value]
-        if differ:
-            raise ValueError(
-                f"{path} was written by a run with {_listed(saved, differ)}, this one has "
-                f"{_listed(self.settings, differ)}: use the same, or another checkpoint"
+        number = value_of(number)
+        if not isinstance(number, (int, float)) and getattr(number, "shape", None) != ():
+            raise TypeError(
+                f"{source} must return numbers, got {type(number).__name__} for {name}: take a mean"
             )
-        self.optimizer._check_state(state["optimizer"])  # before the weights change
-        before = {name: part.state_dict() for name, part in self.parts.items()}
-        try:  # all of these may refuse, too
-            for name, part in self.parts.items():
-                part.load_state_dict(state["parts"][name])
-            self.model.load_state_dict(state["weights"])
-        except ValueError:
-            for name, part in self.parts.items():
-                part.load_state_dict(before[name])
-            raise
-        self.optimizer.load_state_dict(state["optimizer"])
-        files.set_generator_state(self.rng, state["rng"])
-        self.history = History(**state["history"])
-        self.order = state.get("order")
-        for name in ("epoch", "step", "loss_sum", "correct", "seconds"):
-            setattr(self, name, state[name])
-        self.saved_in = path
 
 
-def _listed(settings: dict, keys: list[str]) -> str:
-    return ", ".join(f"{key} = {settings.get(key)}" for key in keys)
+# ------------------------------------------------------------------------- Ctrl-C, NaN, the screen
 
 
 @contextmanager
@@ -414,28 +422,38 @@ def _interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _stopped(when: str, run: _Run) -> KeyboardInterrupt:
-    where = f"state saved in {run.saved_in}" if run.saved_in else "no state kept"
-    return KeyboardInterrupt(f"stopped {when}: {where}")
-
-
-def _stop_if_not_finite(run: _Run) -> None:
+def _check_finite(run: TrainingState) -> None:
     weights = [p.value for p in run.model.parameters()]
-    if math.isfinite(run.loss_sum) and all(array_module(w).isfinite(w).all() for w in weights):
+    loss, _ = run.sums["loss"]
+    if math.isfinite(loss) and all(array_module(w).isfinite(w).all() for w in weights):
         return
     kept = f" The last good state is in {run.saved_in}." if run.saved_in else ""
     raise FloatingPointError(
         f"the loss or a weight is not finite in epoch {run.epoch + 1}, by step {run.step}. Try a "
-        f"lower learning rate (it is {run.optimizer.lr:g}), start with a rising one "
+        f"lower learning rate (it is {run.optimizer.lr:g}) or one that rises from a low value "
         f"(piecewise_linear), and look for NaN or unscaled numbers in the data.{kept}"
     )
 
 
-def _line(history: History, epochs: int) -> str:
+def _bar(run: TrainingState, batches: int, epochs: int, progress: bool):
+    """The numbers of the batches that are left in this epoch, with a progress bar."""
+    from tqdm import tqdm
+
+    name, hidden = f"epoch {run.epoch + 1}/{epochs}", None if progress else True
+    left = range(run.step, batches)  # with disable=None there is a bar on terminals only
+    return tqdm(left, name, batches, initial=run.step, leave=False, disable=hidden)
+
+
+def _print_line(history: History, epochs: int) -> None:
+    from tqdm import tqdm
+
+    last = {name: column[-1] for name, column in vars(history).items()}
     line = (
-        f"epoch {history.epoch[-1]:2}/{epochs}  loss {history.loss[-1]:.4f}  "
-        f"training {100 * history.train_accuracy[-1]:6.2f} %"
+        f"epoch {last['epoch']:2}/{epochs}  loss {last['loss']:.4f}  "
+        f"training {100 * last['train_accuracy']:6.2f} %"
     )
-    if not math.isnan(history.test_accuracy[-1]):
-        line += f"  test {100 * history.test_accuracy[-1]:6.2f} %"
-    return line + f"  {history.seconds[-1]:.1f} s"
+    if not math.isnan(last["test_accuracy"]):
+        line += f"  test {100 * last['test_accuracy']:6.2f} %"
+    for name in list(last)[len(vars(History())) :]:
+        line += f"  {name} {last[name]:.4g}"
+    tqdm.write(f"{line}  {last['seconds']:.1f} s")

@@ -1,6 +1,6 @@
 """Pictures: images with their labels, perturbations, losses on a plane, accuracies over ε.
 
-    image_grid          images side by side, with labels, answers and confidences
+    image_grid          images side by side, with labels, predictions and confidences
     triptych            image + perturbation = adversarial image
     source_target_grid  from each class to each other one
     loss_on_plane       numbers for loss_landscape, which draws them
@@ -24,8 +24,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tinyadv.backend import array_module, to_numpy
+from tinyadv.inputs import check_counts, check_positive
 from tinyadv.losses import cross_entropy
-from tinyadv.tensor import Array, _value
+from tinyadv.tensor import Array, value_of
 
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"  # Okabe & Ito (2008)
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
@@ -69,29 +70,24 @@ def image_grid(
     """
     pictures = _pictures(images)
     count = len(pictures)
-    labels, predictions, confidences = (
-        _listed(values, count, name)
-        for name, values in [
-            ("labels", labels), ("predictions", predictions), ("confidences", confidences)
-        ]
-    )  # fmt: skip
-    columns = min(count, 10) if columns is None else columns
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    rows = -(-count // columns)
-    words = (labels or predictions) is not None
+    words = labels is not None or predictions is not None
     height = 1.02 + 0.27 * words + 0.22 * (confidences is not None)  # of a row, in inches
+    labels = _listed(labels, count, "labels")
+    predictions = _listed(predictions, count, "predictions")
+    confidences = _listed(confidences, count, "confidences")
+    columns = min(count, 10) if columns is None else columns
+    check_counts(columns=columns)
+    rows = -(-count // columns)
     figure = _figure(figure, (max(1.06 * columns, 2), height * rows))
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for i, ax in enumerate(axes):
-        if i < count:
-            _show(ax, pictures[i])
-            title, colour = _title(labels and labels[i], predictions and predictions[i])
-            ax.set_title(title, color=colour, fontsize=10, loc="center", pad=3)
-            if confidences is not None:
-                ax.set_xlabel(_percent(confidences[i]), fontsize=9, labelpad=2)
-        else:
-            ax.set_axis_off()
+    for i, ax in enumerate(axes[:count]):
+        _show(ax, pictures[i])
+        title, colour = _title(labels[i], predictions[i])
+        ax.set_title(title, color=colour, fontsize=10, loc="center", pad=3)
+        if confidences[i] is not None:
+            ax.set_xlabel(_percent(confidences[i]), fontsize=9, labelpad=2)
+    for ax in axes[count:]:
+        ax.set_axis_off()
     return figure
 
 
@@ -105,16 +101,15 @@ def triptych(
 ):
     """The form of the panda picture: image + perturbation = adversarial image.
 
-    Goodfellow et al. (2015), "Explaining and harnessing adversarial examples", figure 1. In the
-    middle stands x_adv - x with a scale of its own, for on that of the images it can hardly be
-    seen: red is brighter, blue is darker. Of a colour image each channel is shown about a grey
-    middle.
+    Goodfellow et al. (2015), "Explaining and harnessing adversarial examples", figure 1. The middle
+    panel shows x_adv - x on a scale of its own, because it would be invisible on the scale of the
+    images: red is brighter, blue is darker. For a colour image zero is grey in each channel.
 
     Parameters
     ----------
     x, x_adv : (C, H, W) or (H, W), or a batch of one
     answers : pair of numbers or names, optional
-        What the model says to both.
+        The predicted classes of both.
     confidences : pair of numbers from 0 to 1, optional
         How sure it is.
     figure : Figure or SubFigure, optional
@@ -127,37 +122,33 @@ def triptych(
     if before.shape != after.shape:
         raise ValueError(f"x and x_adv must have one shape, got {before.shape} and {after.shape}")
     before, after = _pictures(np.stack([before, after]))
-    answers = _listed(answers, 2, "answers") or ["", ""]
+    answers = _listed(answers, 2, "answers", "")
     confidences = _listed(confidences, 2, "confidences")
     delta = after.astype(float) - before
     largest = float(abs(delta).max())
 
     figure = _figure(figure, (7.4, 3.0))
-    axes = figure.subplots(1, 5, width_ratios=[1, 0.1, 1, 0.1, 1])
-    images, signs = axes[::2], axes[1::2]
-    _show(images[0], before)
-    _show(images[2], after)
+    left, plus, middle, equals, right = figure.subplots(1, 5, width_ratios=[1, 0.1, 1, 0.1, 1])
+    for i, (ax, picture) in enumerate([(left, before), (right, after)]):
+        _show(ax, picture)
+        changed = str(answers[i]) != str(answers[0])
+        share = "" if confidences[i] is None else _percent(confidences[i])
+        words = f"{answers[i]}  {share}".strip()
+        ax.set_title(words, fontsize=11, loc="center", color=VERMILLION if changed else "black")
     scale = largest or 1.0
     if delta.ndim == 2:
-        drawn = images[1].imshow(delta, cmap="RdBu_r", vmin=-scale, vmax=scale)
-        below = images[1].inset_axes([0, -0.1, 1, 0.05])  # takes no room from the image itself
+        drawn = middle.imshow(delta, cmap="RdBu_r", vmin=-scale, vmax=scale)
+        below = middle.inset_axes([0, -0.1, 1, 0.05])  # takes no room from the image itself
         bar = figure.colorbar(drawn, cax=below, orientation="horizontal")
         bar.set_ticks([-scale, 0, scale], labels=[f"−{scale:.3g}", "0", f"{scale:.3g}"])
         bar.ax.tick_params(labelsize=9)
         bar.outline.set_visible(False)
     else:
-        images[1].imshow(0.5 + delta / (2 * scale))
-    images[1].set(xticks=[], yticks=[])
-    images[1].spines[:].set(visible=True, color="0.7")
-    images[1].set_title(f"largest change {largest:.3g}", fontsize=11, loc="center")
-    changed = str(answers[0]) != str(answers[1])
-    for i, ax in enumerate(images[::2]):
-        colour = VERMILLION if i and changed else "black"
-        words = str(answers[i])
-        if confidences is not None:
-            words = f"{words}  {_percent(confidences[i])}".strip()
-        ax.set_title(words, fontsize=11, loc="center", color=colour)
-    for ax, sign in zip(signs, "+=", strict=True):
+        middle.imshow(0.5 + delta / (2 * scale))
+    middle.set(xticks=[], yticks=[])
+    middle.spines[:].set(visible=True, color="0.7")
+    middle.set_title(f"largest change {largest:.3g}", fontsize=11, loc="center")
+    for ax, sign in ((plus, "+"), (equals, "=")):
         ax.text(0.5, 0.5, sign, fontsize=20, ha="center", va="center", transform=ax.transAxes)
         ax.set_axis_off()
     return figure
@@ -171,12 +162,12 @@ def source_target_grid(
     Parameters
     ----------
     images : (K, K, C, H, W) or (K, K, H, W)
-        images[i, j] is made of an image of class i, so that the model says j. The diagonal has the
-        images as they were, and a frame.
+        images[i, j] is made from an image of class i, with class j as the target. The diagonal has
+        the original images, in a frame.
     classes : K names, optional
         By default 0 … K - 1.
     reached : (K, K) bool, optional
-        Where the model says the target; elsewhere the image is crossed out.
+        Where the model predicts the target; other images are crossed out.
     figure : Figure or SubFigure, optional
 
     Returns
@@ -187,11 +178,10 @@ def source_target_grid(
     count = len(images)
     if images.ndim not in (4, 5) or images.shape[1] != count:
         raise ValueError(
-            f"images must be (K, K, C, H, W) or (K, K, H, W), a row for each source, "
-            f"got shape {images.shape}"
+            f"images must be (K, K, C, H, W) or (K, K, H, W), got shape {images.shape}"
         )
     pictures = _pictures(images.reshape(count * count, *images.shape[2:]))
-    classes = _listed(classes, count, "classes") or list(range(count))
+    classes = _listed(range(count) if classes is None else classes, count, "classes")
     reached = np.ones((count, count), bool) if reached is None else to_numpy(reached)
     if reached.shape != (count, count):
         raise ValueError(f"reached must be of shape {(count, count)}, got {reached.shape}")
@@ -205,13 +195,12 @@ def source_target_grid(
             if i == j:
                 ax.spines[:].set(visible=True, color=SKY, linewidth=3)
             elif not reached[i, j]:
-                ax.plot([0, 1], [0, 1], color=VERMILLION, transform=ax.transAxes, linewidth=1.5)
-                ax.plot([0, 1], [1, 0], color=VERMILLION, transform=ax.transAxes, linewidth=1.5)
+                cross = [0, 1], [0, 1], [0, 1], [1, 0]  # two lines
+                ax.plot(*cross, color=VERMILLION, transform=ax.transAxes, linewidth=1.5)
         row[0].set_ylabel(classes[i], rotation=0, ha="right", va="center", fontsize=10, labelpad=6)
     for ax, name in zip(axes[0], classes, strict=True):
-        ax.set_title(
-            name, fontsize=10, loc="center", pad=4, rotation=90 if len(f"{name}") > 5 else 0
-        )
+        turned = 90 if len(str(name)) > 5 else 0
+        ax.set_title(name, fontsize=10, loc="center", pad=4, rotation=turned)
     figure.supxlabel("target: what the model should say", fontsize=11)
     figure.supylabel("source: what the image is", fontsize=11)
     return figure
@@ -259,24 +248,24 @@ def loss_on_plane(
     a, b : (points,), values : (points, points)
         ``values[i, j]`` is the loss at a[j], b[i], on the host.
     """
-    x, y, d1, d2 = (_value(v) for v in (x, y, d1, d2))
+    x, y, d1, d2 = (value_of(v) for v in (x, y, d1, d2))
     xp = array_module(x, d1, d2)
     x, y, d1, d2 = (xp.asarray(v) for v in (x, y, d1, d2))
-    if not x.shape == d1.shape == d2.shape or points < 2 or not reach > 0:
-        raise ValueError(
-            f"x, d1 and d2 must have one shape, points be ≥ 2 and reach > 0, got {x.shape}, "
-            f"{d1.shape}, {d2.shape}, {points} and {reach}"
-        )
+    check_counts(2, points=points)
+    check_positive(reach=reach)
+    if not x.shape == d1.shape == d2.shape:
+        shapes = f"{x.shape}, {d1.shape} and {d2.shape}"
+        raise ValueError(f"x, d1 and d2 must have one shape, got {shapes}")
     a = b = np.linspace(-reach, reach, points)
     n, values = len(x), []
-    places = [(float(s), float(t)) for t in b for s in a]  # (points², 2)
+    places = [(s, t) for t in b.tolist() for s in a.tolist()]  # (points², 2)
     together = max(1, batch_size // n)
     for i in range(0, len(places), together):
         some = places[i : i + together]
         images = xp.concatenate([x + s * d1 + t * d2 for s, t in some])
         labels = xp.concatenate([y] * len(some))
-        each = loss(_value(model(images)), labels, reduction="none")
-        values.append(to_numpy(_value(each)).reshape(len(some), n).mean(1))  # (·n,) -> (·,)
+        each = loss(value_of(model(images)), labels, reduction="none")
+        values.append(to_numpy(value_of(each)).reshape(len(some), n).mean(1))  # (·n,) -> (·,)
     return a, b, np.concatenate(values).reshape(points, points)
 
 
@@ -309,8 +298,7 @@ def loss_landscape(
     if values.shape != (len(b), len(a)):
         raise ValueError(f"values must be of shape {(len(b), len(a))}, got {values.shape}")
     if axes is None:
-        figure = plt.figure(figsize=(5.6, 4.3), layout="constrained")
-        axes = figure.add_subplot(projection="3d" if surface else None)
+        axes = _figure(None, (5.6, 4.3)).add_subplot(projection="3d" if surface else None)
     if surface:
         grid = np.meshgrid(a, b)
         axes.plot_surface(*grid, values, cmap="cividis", rstride=1, cstride=1, linewidth=0)
@@ -335,7 +323,7 @@ def loss_landscape(
 def robustness_curves(
     curves: Mapping[str, tuple[Array, Array]], *, chance: float | None = None, axes=None
 ):
-    """The accuracy over ε, a curve for each model or attack.
+    """The accuracy over ε: one curve per model or attack.
 
     Parameters
     ----------
@@ -350,7 +338,7 @@ def robustness_curves(
     axes
     """
     if axes is None:
-        _, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+        axes = _figure(None, (6, 3.8)).add_subplot()
     if chance is not None:
         axes.axhline(100 * chance, color=GREY, linestyle=":", linewidth=1.2, label="guessing")
     for i, (name, (epsilons, accuracies)) in enumerate(curves.items()):
@@ -361,8 +349,7 @@ def robustness_curves(
             marker=MARKERS[i % len(MARKERS)], linestyle=DASHES[i % len(DASHES)],
             markersize=5, linewidth=1.8, clip_on=False, zorder=3,
         )  # fmt: skip
-    axes.set(xlabel="ε, in pixel values 0–1", ylabel="accuracy, %", ylim=(0, 100))
-    axes.set_xlim(left=0)
+    axes.set(xlabel="ε, in pixel values 0–1", ylabel="accuracy, %", xlim=(0, None), ylim=(0, 100))
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -391,11 +378,8 @@ def _pictures(images) -> np.ndarray:
         raise ValueError("there are no images to draw")
     low, high = images.min(), images.max()
     if low < -1e-3 or high > 1 + 1e-3:  # by more than rounding
-        warnings.warn(
-            f"pixel values are 0–1 here, got {low:.4g} to {high:.4g}: what is below is drawn as "
-            "0 and what is above as 1; divide images of 0–255 by 255",
-            stacklevel=3,
-        )
+        text = f"pixel values are 0–1 here, got {low:.4g} to {high:.4g}: others are drawn as 0 or 1"
+        warnings.warn(f"{text}; divide images of 0–255 by 255", stacklevel=3)
     return images
 
 
@@ -417,9 +401,10 @@ def _show(ax, picture) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _listed(values, count: int, name: str) -> list | None:
+def _listed(values, count: int, name: str, default=None) -> list:
+    """``values`` as a list of ``count``; of ``default`` if there are none."""
     if values is None:
-        return None
+        return [default] * count
     values = list(values) if isinstance(values, (list, tuple)) else to_numpy(values).tolist()
     if len(values) != count:
         raise ValueError(f"{name} must be {count}, one for each, got {len(values)}")
@@ -427,15 +412,15 @@ def _listed(values, count: int, name: str) -> list | None:
 
 
 def _title(label, prediction) -> tuple[str, str]:
-    """What stands above an image, and its colour."""
+    """The title of an image, and its colour."""
     if label is None or prediction is None:
         return str(next((v for v in (label, prediction) if v is not None), "")), "black"
-    label, prediction = str(label), str(prediction)  # 7 and "7" are the same answer
+    label, prediction = str(label), str(prediction)  # 7 and "7" are the same class
     return (label, "black") if label == prediction else (f"{label} → {prediction}", VERMILLION)
 
 
 def _percent(share: float) -> str:
-    """A confidence as one reads it: 99.98 % is not 100 %."""
+    """A confidence in per cent: 99.98 % is not 100 %."""
     share = 100 * float(share)
     if share >= 99.995:
         return "> 99.99 %"

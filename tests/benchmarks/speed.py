@@ -62,8 +62,10 @@ def tinyadv_tasks(net: str, batch: int, backend: str) -> tuple:
     parameters = model.parameters()
     optimizer = optim.RMSprop(parameters, lr=1e-5)
 
+    frozen = model.frozen()  # without a tape, as `predict` does it; the arrays are the model's
+
     def forward():
-        return model(x)
+        return frozen(x)
 
     def input_gradient(x=x):
         t = Tensor(x)

@@ -1,17 +1,16 @@
-"""The smallest perturbations: how far is an image from the nearest one that is misread?
+"""Smallest perturbations: how far is an image from the nearest one that is misclassified?
 
-PGD asks whether there is an error within ε. Here no ε is given, and the answer is a distance, which
-each image has its own:
+PGD looks for an adversarial example within ε. Here no ε is given, and the result is a distance,
+which differs from image to image:
 
-    min ‖δ‖   so that   argmax z(x + δ) ≠ y   and   0 ≤ x + δ ≤ 1.
+    min ‖δ‖   subject to   argmax z(x + δ) ≠ y   and   0 ≤ x + δ ≤ 1.
 
-DeepFool takes the network for linear, goes to the nearest decision boundary that it then would
-have, and looks again: a few steps. Carlini and Wagner's attack makes the constraint a part of the
-loss and descends: thousands of steps, and shorter perturbations.
+DeepFool takes the network for linear, steps to the decision boundary that would then be nearest,
+and repeats this at the new point: a few steps. Carlini and Wagner's attack makes the constraint a
+part of the loss and descends: thousands of steps, and shorter perturbations.
 
     z      (N, K)   logits
-    lead   (N,)     by how much the wrong class is ahead: max_{i≠y} z_i - z_y, above 0 for an error;
-                    with a target t it is z_t - max_{i≠t} z_i
+    lead   (N,)     by how much the wrong class is ahead, see :func:`tinyadv.attacks.shared.lead`
     δ, r   (N, …)   the perturbation
 """
 
@@ -20,51 +19,39 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
-from tinyadv.attacks.common import (
-    AttackWarning,
-    _examples_last,
-    all_logits,
-    by_pieces,
-    check_counts,
-    check_numbers,
-    checked,
-    per_example,
-    ranked_others,
-)
+from tinyadv import inputs
+from tinyadv.attacks import shared
+from tinyadv.attacks.shared import dot, lead, only, per_example, rounding, with_a_tape
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
+from tinyadv.inputs import AttackWarning, Checked, all_logits, checked, frozen
 from tinyadv.losses import one_hot
-from tinyadv.tensor import Array, Tensor, _value, grad
+from tinyadv.parallel import by_examples
+from tinyadv.tensor import Array, Tensor, grad, value_of
 
 NORMS: dict[str, Ball] = {"l2": L2(1.0), "linf": Linf(1.0)}
 
 
 class Smallest(NamedTuple):
-    """What an attack of this module found, for each example.
-
-    Attributes
-    ----------
-    success : (N,) bool
-        Whether the returned image is misread, as decided by a forward pass on that very array.
-    distance : (N,)
-        ‖x_adv - x‖ in the attack's norm, in pixel values 0–1; ∞ where it failed.
-    passes : (N,) integers
-        Points at which gradients were taken: what the search has cost.
-    """
+    """What a search for the smallest perturbation found, for each example."""
 
     success: Array
+    """(N,) bool: whether the returned image fools the model, according to a forward pass on it."""
     distance: Array
+    """(N,): ‖x_adv - x‖ in the norm of the attack, in pixel values 0–1; ∞ where it failed."""
     passes: Array
+    """(N,) integers: forward and backward passes, the cost of the search."""
 
 
 def deepfool(
     model: Callable,
-    x: Array,
+    x: Array | Checked,
     y: Array | None = None,
     *,
     norm: str = "l2",
@@ -72,56 +59,41 @@ def deepfool(
     overshoot: float = 0.02,
     candidates: int = 10,
     details: bool = False,
-    workers: int | None = None,
     progress: bool = False,
 ) -> Array | tuple[Array, Smallest]:
-    """Straight to the nearest boundary, were the network linear; then look again.
+    """Step to the nearest boundary of the linearised network, and linearise again.
 
     Moosavi-Dezfooli et al. (2016), "DeepFool: a simple and accurate method to fool deep neural
     networks", algorithm 2. At x + δ, class k overtakes y where f_k = z_k - z_y reaches 0. To first
     order that is a hyperplane with normal w_k = ∇f_k, at the distance |f_k| / ‖w_k‖ (the dual norm
     of w_k). The step leads to the nearest one.
 
+    Parameters that are not described here: see :mod:`tinyadv.attacks`.
+
     Parameters
     ----------
-    model : callable
-        Takes images, arrays or tensors (n, …), and returns logits (n, K), each image on its own.
-    x : (N, …) of a floating-point type
-        Images, pixel values 0–1.
-    y : (N,) integers, optional
-        Their labels; by default the model's own predictions.
     norm : {"l2", "linf"}
-        In which norm the perturbation is to be small.
+        The norm that measures the perturbation.
     steps : int
-        At most. An example that is misread takes no further step.
+        At most. An example that is misclassified takes no further step.
     overshoot : float
-        η: the point looked at is x + (1 + η) r, r being the sum of the steps, for it must lie
-        beyond the boundary and not on it.
+        η: the network is evaluated at x + (1 + η) r, where r is the sum of the steps, because the
+        point must lie beyond the boundary and not on it.
     candidates : int
-        How many classes are considered: y and the others with the largest logits at x. Each costs
-        one gradient in every step.
-    details : bool
-        Return ``(x_adv, Smallest)`` instead of ``x_adv``.
-    workers : int, optional
-        Threads that share the images; the result does not depend on it.
-    progress : bool
-        Show a bar on terminals.
+        How many classes are considered: y and the others with the largest logits at x. Each of the
+        others costs one backward pass in every step.
 
     Returns
     -------
     x_adv : (N, …)
-        In [0, 1], of the shape and dtype of ``x``. Where no misread image was found, and where x is
-        misread already, it is x.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the inputs are not as described, or a number is out of range. The message says what came.
+        x itself where it is misclassified already, or where the search failed.
+    details : Smallest
+        Only with ``details=True``.
 
     Warns
     -----
     AttackWarning
-        If it failed for some of the examples.
+        Also if the search failed for some of the examples.
 
     Examples
     --------
@@ -132,76 +104,94 @@ def deepfool(
     (array([ True,  True]), True)
     """
     x, y, _ = checked(model, x, y)
-    check_counts(steps=steps, candidates=candidates)
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {tuple(NORMS)}, got {norm!r}")
-    if candidates < 2:
-        raise ValueError(f"candidates must be ≥ 2, the label and another class, got {candidates}")
-    check_numbers(overshoot=overshoot)
-    ball = NORMS[norm]
-
-    def run(x, y):
-        return _step_by_step(model, x, y, None, ball, steps, overshoot, candidates)
-
-    x_adv, passes = by_pieces(run, x, y, workers=workers, progress=progress, name="DeepFool")
-    return _verified(model, x, x_adv, passes, y, None, ball=ball, details=details)
+    inputs.check_counts(steps=steps)
+    inputs.check_counts(least=2, candidates=candidates)  # the label and another class
+    inputs.check_choice(tuple(NORMS), norm=norm)
+    inputs.check_numbers(overshoot=overshoot)
+    run = partial(_deepfool, frozen(model), ball=NORMS[norm], steps=steps, overshoot=overshoot,
+                  candidates=candidates)  # fmt: skip
+    with shared.pieces(model, x, progress, "DeepFool") as how:
+        x_adv, passes = by_examples(run, x, y, None, **how)
+    x_adv, found = verified(model, x, x_adv, passes, y, None, ball=NORMS[norm])
+    return (x_adv, found) if details else x_adv
 
 
-def _step_by_step(model, x, y, target, ball, steps=50, overshoot=0.02, candidates=10):
-    """DeepFool for a piece of a batch: what it found, or else x, and its passes."""
+def _deepfool(model, x, y, target, *, ball, steps=50, overshoot=0.02, candidates=10):
+    """The loop of :func:`deepfool` alone; returns x_adv, or else x, and the number of passes."""
     xp = array_module(x)
     result, passes = x.copy(), np.zeros(len(x), int)
-    z = _value(model(x))
-    if target is None:
-        others = ranked_others(z, y)[:, : candidates - 1]  # (N, K) -> (N, candidates - 1)
-    else:
-        others = target[:, None]  # (N,) -> (N, 1)
-    r, under_way = xp.zeros_like(x), np.arange(len(x))
-    still = np.flatnonzero(to_numpy(_lead(z, y, target)[0] <= 0))
+    z = value_of(model(x))
+    classes = shared.ranked_others(z, y)[:, : candidates - 1]  # (N, K) -> (N, candidates - 1)
+    r, left = xp.zeros_like(x), np.arange(len(x))
+    still = np.flatnonzero(to_numpy(lead(z, y, target)[0] <= 0))
+    x_adv = x
     for _ in range(steps):
-        under_way = under_way[still]
-        if not len(under_way):
+        left = left[still]
+        if not len(left):
             break
-        x, y, target, others, r, z = (_only(a, still) for a in (x, y, target, others, r, z))
-        passes[under_way] += 1
-        to_leave = y if target is None else _rival(z, target)
+        x, y, target, classes, r, x_adv = only(still, x, y, target, classes, r, x_adv)
+        passes[left] += 1
+        f, w = nearest_boundary(model, x_adv, y, target, classes, ball)
+        direction = ball.steepest(w)  # of length 1, and <direction, w> is the dual norm of w
+        slope = dot(direction, w)
+        r = r + per_example(abs(f) / xp.where(slope > 0, slope, 1), x) * direction
         x_adv = xp.clip(x + (1 + overshoot) * r, 0, 1)
-        r = r + _to_nearest_boundary(model, x_adv, to_leave, others, ball)
-        x_adv = xp.clip(x + (1 + overshoot) * r, 0, 1)
-        # Stopping early by design: a GPU is asked once in a step who is done.
-        z = _value(model(x_adv))
-        beyond = to_numpy(_lead(z, y, target)[0] > _rounding(z))
+        # Stopping early is deliberate: it synchronises with a GPU once in a step.
+        z = value_of(model(x_adv))
+        beyond = to_numpy(lead(z, y, target)[0] > rounding(z))
         reached, still = np.flatnonzero(beyond), np.flatnonzero(~beyond)
-        result[xp.asarray(under_way[reached])] = x_adv[xp.asarray(reached)]
+        result[xp.asarray(left[reached])] = x_adv[xp.asarray(reached)]
     return result, xp.asarray(passes)
 
 
-def _to_nearest_boundary(model, x, y, others, ball):
-    """The step from x onto the nearest of the linearised boundaries: (N, …) -> (N, …).
+def nearest_boundary(
+    model: Callable, x: Array, y: Array, target: Array | None, classes: Array, ball: Ball
+) -> tuple[Array, Array]:
+    """The nearest decision boundary of the linearised network, {x + δ: f + <w, δ> = 0}.
 
-    ``others`` (N, C) are the classes that y may be lost to.
+    It is taken to lie slightly beyond z_k = z_y, by twice :func:`~tinyadv.attacks.shared.rounding`:
+    otherwise, steps onto it would shrink and stop just short of what counts as a success.
+
+    Parameters
+    ----------
+    x, y, target : (N, …), (N,), (N,) or None
+    classes : (N, C)
+        The classes whose boundary with y is considered. With a target only one boundary counts,
+        the target's with the class that is ahead of it.
+    ball : Ball
+        For its norm.
+
+    Returns
+    -------
+    f, w : (N,), (N, …)
+        f is z_k - z_y at x, less that rounding, and w its gradient. Both are 0 where no class has
+        a gradient.
     """
     xp, image = array_module(x), Tensor(x)
-    logits = model(image)
-    z, own = logits.value, one_hot(y, logits)
-    nearest, step = xp.full_like(z[:, 0], xp.inf), xp.zeros_like(x)
-    for j in range(others.shape[1]):
-        k_minus_y = one_hot(others[:, j], logits) - own  # (N, K)
-        f = (k_minus_y * z).sum(1)  # (N,)
-        (w,) = grad(logits, [image], k_minus_y)  # one tape, a walk for each class
-        direction = ball.steepest(w)  # of length 1, and what is gained along it is w's dual norm
-        slope = (direction * w).reshape(len(x), -1).sum(1)
-        # At a tie, f = 0, y may still be the answer, so each step goes a little farther.
-        distance = (abs(f) + _rounding(z)) / xp.where(slope > 0, slope, 1)
-        closer = (slope > 0) & (distance < nearest)
+    logits = with_a_tape(model(image))
+    z = logits.value
+    if target is None:
+        own = one_hot(y, z)
+        directions = [one_hot(k, z) - own for k in classes.T]
+    else:
+        directions = [lead(z, y, target)[1]]
+    beyond = 2 * rounding(z)
+    f, w = xp.zeros(len(x), x.dtype), xp.zeros_like(x)
+    nearest = xp.full(len(x), xp.inf, x.dtype)
+    for k_minus_y in directions:  # (N, K)
+        f_k = ((k_minus_y * z).sum(1) - beyond).astype(x.dtype)
+        (w_k,) = grad(logits, [image], k_minus_y)  # the tape is shared, each class is a walk back
+        slope = dot(ball.steepest(w_k), w_k)  # the dual norm of w_k
+        distance = xp.where(slope > 0, abs(f_k) / xp.where(slope > 0, slope, 1), xp.inf)
+        closer = distance < nearest
         nearest = xp.where(closer, distance, nearest)
-        step = xp.where(per_example(closer, x), per_example(distance, x) * direction, step)
-    return step
+        f, w = xp.where(closer, f_k, f), xp.where(per_example(closer, x), w_k, w)
+    return f, w
 
 
 def carlini_wagner(
     model: Callable,
-    x: Array,
+    x: Array | Checked,
     y: Array | None = None,
     *,
     target: Array | int | None = None,
@@ -213,7 +203,6 @@ def carlini_wagner(
     abort_early: bool = True,
     start: str = "deepfool",
     details: bool = False,
-    workers: int | None = None,
     progress: bool = False,
 ) -> Array | tuple[Array, Smallest]:
     """The shortest δ by descent on ‖δ‖₂² + c · f, with a search for the weight c.
@@ -221,144 +210,140 @@ def carlini_wagner(
     Carlini & Wagner (2017), "Towards evaluating the robustness of neural networks", the L2 attack
     with their f₆:
 
-        f = max(-lead, -κ): 0 or less once the wrong class is ahead,
+        f = max(-lead, -κ): reaches its minimum when the wrong class is ahead by κ,
         x + δ = (1 + tanh w) / 2: any w is an image in [0, 1], so nothing needs clipping.
 
-    Adam changes w, from w(x). With a small c the distance weighs more than the error, and none is
-    found; with a large c it is found farther away than it need be. So c is raised tenfold until an
-    error is found, and then bisected.
+    Adam changes w, starting at w(x). If c is small, the distance dominates and the attack fails; if
+    c is large, it succeeds at a larger distance than necessary. So c is multiplied by ten until the
+    attack succeeds, and then bisected.
+
+    Parameters that are not described here: see :mod:`tinyadv.attacks`.
 
     Parameters
     ----------
-    model, x, y, workers, progress, details
-        As for :func:`deepfool`.
-    target : (N,) integers or one integer, optional
-        Classes to reach, instead of any but y.
     confidence : float
         κ: by how much the wrong class must be ahead, in logits.
     learning_rate : float
         Adam's, for w.
     steps : int
-        Adam's steps for each c, at most; the authors' program has 10,000.
+        Adam's steps for each c, at most; the authors' program takes 10,000.
     search_steps : int
         How many values of c are tried.
     initial_c : float
         The first of them.
     abort_early : bool
-        End an example's descent when its smallest loss has fallen by less than 0.01 % in a tenth of
-        ``steps``.
+        End the descent of an example when its smallest loss has decreased by less than 0.01 % in a
+        tenth of ``steps``.
     start : {"deepfool", "image"}
-        Where the descents begin. ``"image"``: each at x, as in the paper. ``"deepfool"``: at what
-        :func:`deepfool` finds, and later ones at the best point so far. Descent from x heads for
-        the class that is ahead of the others there, and that need not be the nearest one.
+        Where the descents start. ``"image"``: each at x, as in the paper. ``"deepfool"``: at the
+        result of :func:`deepfool`, and later ones at the best point so far. Descent from x heads
+        for the class with the second largest logit there, which need not be the nearest one.
 
     Returns
     -------
-    x_adv : (N, …), or ``(x_adv, Smallest)``
-        The nearest misread point over all steps and all c; as for :func:`deepfool`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for :func:`deepfool`.
+    x_adv : (N, …)
+        The nearest point that fools the model, over all steps and all c. x itself where it is
+        misclassified already, by the margin κ, or where the search failed.
+    details : Smallest
+        Only with ``details=True``.
 
     Warns
     -----
     AttackWarning
-        If it failed for some of the examples, or a target is the label itself.
+        Also if the search failed for some of the examples.
 
     Notes
     -----
     The authors' program compares the loss of the whole batch, and all examples go on to the next c
-    together. Here every example has a clock, and a c, of its own: it goes on to the next c when
-    its own descent has ended, and leaves when it has tried its last. So no example waits for
-    another, and none depends on which others are with it.
+    together. Here each example has its own clock and its own c: it goes on to the next c when its
+    own descent has ended, and leaves when it has tried its last. So no example waits for another,
+    and no result depends on the other examples of the batch.
     """
     x, y, target = checked(model, x, y, target)
-    check_counts(steps=steps, search_steps=search_steps)
-    check_numbers(confidence=confidence)
-    for name, number in {"learning_rate": learning_rate, "initial_c": initial_c}.items():
-        if not 0 < number < math.inf:
-            raise ValueError(f"{name} must be a number above 0, got {number}")
-    if start not in ("deepfool", "image"):
-        raise ValueError(f'start must be "deepfool" or "image", got {start!r}')
-    look_every = math.ceil(steps / 10)
-    # A descent that starts beyond the boundary is there at first whatever c is.
-    grace = look_every if start == "deepfool" else 0
-
-    def run(x, y, target):
-        xp = array_module(x)
-        result, passes = x.copy(), np.zeros(len(x), int)
-        z = _value(model(x))
-        lead, _ = _lead(z, y, target)
-        keep = np.flatnonzero(to_numpy((lead <= 0) | (lead < confidence)))
-        x_start = x
-        if start == "deepfool":
-            x_start, taken = _step_by_step(model, x, y, target, NORMS["l2"])
-            passes += to_numpy(taken)
-        s, under_way = _at_the_start(x, x_start, y, target, initial_c), np.arange(len(x))
-        if start == "deepfool":
-            z = _value(model(x_start))
-            hit = _lead(z, y, target)[0] > confidence + _rounding(z)
-            s.best, s.best_distance = x_start, xp.where(hit, _squared(x_start - x), xp.inf)
-        while len(keep):
-            under_way = under_way[keep]
-            s = SimpleNamespace(**{name: _only(a, keep) for name, a in vars(s).items()})
-            for _ in range(look_every):
-                _descend(s, model, confidence, learning_rate, steps, grace)
-            passes[under_way] += look_every
-            _next_c(s, steps, abort_early, start)
-            tried_all = to_numpy(s.tried >= search_steps)  # the one thing a GPU is asked
-            done, keep = np.flatnonzero(tried_all), np.flatnonzero(~tried_all)
-            result[xp.asarray(under_way[done])] = s.best[xp.asarray(done)]
-        return result, xp.asarray(passes)
-
-    x_adv, passes = by_pieces(
-        run, x, y, target, workers=workers, progress=progress, name="Carlini-Wagner"
-    )
-    return _verified(
-        model, x, x_adv, passes, y, target, ball=NORMS["l2"], details=details,
-        confidence=confidence,
+    inputs.check_counts(steps=steps, search_steps=search_steps)
+    inputs.check_numbers(confidence=confidence)
+    inputs.check_positive(learning_rate=learning_rate, initial_c=initial_c)
+    inputs.check_choice(("deepfool", "image"), start=start)
+    run = partial(
+        _carlini_wagner, frozen(model), confidence=confidence, learning_rate=learning_rate,
+        steps=steps, search_steps=search_steps, initial_c=initial_c, abort_early=abort_early,
+        from_deepfool=start == "deepfool",
     )  # fmt: skip
+    with shared.pieces(model, x, progress, "Carlini-Wagner") as how:
+        x_adv, passes = by_examples(run, x, y, target, **how)
+    x_adv, found = verified(
+        model, x, x_adv, passes, y, target, ball=NORMS["l2"], confidence=confidence
+    )
+    return (x_adv, found) if details else x_adv
 
 
-def _at_the_start(x, x_start, y, target, initial_c) -> SimpleNamespace:
-    """All that is known of each example on its way; every field has a row for each."""
-    xp = array_module(x)
-    w = _as_w(x_start)
-    each = xp.zeros_like(x.reshape(len(x), -1)[:, 0])  # (N,)
-    infinite = each + xp.inf
+def _carlini_wagner(
+    model, x, y, target, *, confidence, learning_rate, steps, search_steps, initial_c, abort_early,
+    from_deepfool,
+):  # fmt: skip
+    """The loop of :func:`carlini_wagner` alone; returns x_adv, or else x, and the passes."""
+    xp, look_every = array_module(x), math.ceil(steps / 10)
+    result, passes = x.copy(), np.zeros(len(x), int)
+    ahead, _ = lead(value_of(model(x)), y, target)
+    keep = np.flatnonzero(to_numpy((ahead <= 0) | (ahead < confidence)))
+    s, left = _at_the_start(x, y, target, initial_c), np.arange(len(x))
+    # A descent that starts beyond the boundary is there at first whatever c is.
+    grace = look_every if from_deepfool else 0
+    if from_deepfool:
+        x_start, taken = _deepfool(model, x, y, target, ball=NORMS["l2"])
+        passes += to_numpy(taken)
+        z = value_of(model(x_start))
+        hit = lead(z, y, target)[0] > confidence + rounding(z)
+        s.w = s.w_start = _as_w(x_start)
+        s.best, s.best_distance = x_start, xp.where(hit, dot(x_start - x, x_start - x), xp.inf)
+    while len(keep):
+        left = left[keep]
+        s = SimpleNamespace(**dict(zip(vars(s), only(keep, *vars(s).values()), strict=True)))
+        for _ in range(look_every):
+            _descend(s, model, confidence, learning_rate, steps, grace)
+        passes[left] += look_every
+        _next_c(s, steps, abort_early, from_deepfool)
+        tried_all = to_numpy(s.tried >= search_steps)  # the only synchronisation with a GPU
+        done, keep = np.flatnonzero(tried_all), np.flatnonzero(~tried_all)
+        result[xp.asarray(left[done])] = s.best[xp.asarray(done)]
+    return result, xp.asarray(passes)
+
+
+def _at_the_start(x, y, target, initial_c) -> SimpleNamespace:
+    """The state of each example; every field has a row for each."""
+    xp, w = array_module(x), _as_w(x)
+    zero, infinite = xp.zeros(len(x), x.dtype), xp.full(len(x), xp.inf, x.dtype)
     return SimpleNamespace(
         x=x, y=y, target=target,
-        w=w, w_start=w, m=xp.zeros_like(x), v=xp.zeros_like(x), t=each,  # Adam's
-        c=each + initial_c, low=each, high=infinite, tried=each, found=each > 0,  # the search's
-        loss=infinite, loss_before=infinite,  # the smallest one, and what it was at the last look
+        w=w, w_start=w, m=xp.zeros_like(x), v=xp.zeros_like(x), t=zero,  # Adam
+        c=zero + initial_c, low=zero, high=infinite, tried=zero, found=zero > 0,  # the search
+        loss=infinite, loss_before=infinite,  # the smallest, now and at the previous comparison
         best=x, best_distance=infinite,  # squared, as in the loss
     )  # fmt: skip
 
 
 def _as_w(x):
-    """The w with x = (1 + tanh w) / 2, nearly: arctanh(±1) would be infinite."""
+    """The w with x ≈ (1 + tanh w) / 2; approximately, because arctanh(±1) is infinite."""
     return array_module(x).arctanh((2 * x - 1) * 0.999999)
 
 
 def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2=0.999) -> None:
-    """One step of Adam for all examples, and a look at the points that they were at."""
+    """Note what the points at w are worth, and take one step of Adam from them."""
     xp = array_module(s.x)
     image = Tensor((xp.tanh(s.w) + 1) / 2)
-    logits = model(image)
+    logits = with_a_tape(model(image))
     x_adv, z = image.value, logits.value
     delta = x_adv - s.x
-    distance = _squared(delta)
-    lead, direction = _lead(z, s.y, s.target)
-    needed = confidence + _rounding(z)
+    distance = dot(delta, delta)
+    ahead, direction = lead(z, s.y, s.target)
+    needed = confidence + rounding(z)
 
-    hit = lead > needed
+    hit = ahead > needed
     s.found = s.found | (hit & (s.t >= grace))
     better = hit & (distance < s.best_distance)
     s.best_distance = xp.where(better, distance, s.best_distance)
     s.best = xp.where(per_example(better, s.x), x_adv, s.best)
-    s.loss = xp.minimum(s.loss, distance + s.c * xp.maximum(-lead, -needed))
+    s.loss = xp.minimum(s.loss, distance + s.c * xp.maximum(-ahead, -needed))
 
     # ∂loss/∂x_adv = 2 δ + c ∂f/∂x_adv, and f is flat beyond the lead that is needed.
     pull = xp.where(hit, 0, -s.c)[:, None] * direction  # (N, K)
@@ -368,12 +353,12 @@ def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2
     s.v = beta2 * s.v + (1 - beta2) * (g * g)
     s.t = s.t + 1
     rate = learning_rate * xp.sqrt(1 - beta2**s.t) / (1 - beta1**s.t)
-    rate = xp.where(s.t < steps, rate, 0)  # no point is looked at after the last one
+    rate = xp.where(s.t < steps, rate, 0)  # the point after the last step is never evaluated
     s.w = s.w - per_example(rate, s.x) * s.m / (xp.sqrt(s.v) + 1e-8)
 
 
-def _next_c(s, steps, abort_early, start) -> None:
-    """Where an example's descent has ended, set its next c and put it back to its start."""
+def _next_c(s, steps, abort_early, from_best) -> None:
+    """Where the descent of an example has ended, set its next c and put it back to its start."""
     xp = array_module(s.x)
     ended = s.t >= steps
     if abort_early:
@@ -387,7 +372,7 @@ def _next_c(s, steps, abort_early, start) -> None:
     s.loss_before = xp.where(ended, xp.inf, s.loss)
     s.loss = s.loss_before
     s.found = s.found & ~ended
-    if start == "deepfool":
+    if from_best:
         has_best = per_example(ended & xp.isfinite(s.best_distance), s.x)
         s.w_start = xp.where(has_best, _as_w(s.best), s.w_start)
     again = per_example(ended, s.x)
@@ -395,53 +380,25 @@ def _next_c(s, steps, abort_early, start) -> None:
     s.m, s.v = xp.where(again, 0, s.m), xp.where(again, 0, s.v)
 
 
-# ---------------------------------------------------------------------------- what both are made of
+def verified(
+    model: Callable, x: Array, x_adv: Array, passes: Array, y: Array, target: Array | None, *,
+    ball: Ball, confidence: float = 0.0,
+) -> tuple[Array, Smallest]:  # fmt: skip
+    """What an attack found, after a forward pass on the very array that it returns.
 
-
-def _lead(z, y, target=None):
-    """By how much the wrong class is ahead, (N,), and the direction of z that raises it, (N, K)."""
-    label = y if target is None else target
-    own, rival = one_hot(label, z), one_hot(_rival(z, label), z)
-    direction = rival - own if target is None else own - rival
-    return (direction * z).sum(1), direction
-
-
-def _rival(z, label):
-    """The class with the largest logit but ``label``: (N,)."""
-    xp = array_module(z)
-    return xp.where(one_hot(label, z) > 0, -xp.inf, z).argmax(1)
-
-
-def _rounding(z):
-    """A lead that rounding alone could make or undo, in a batch of another size, say: (N,)."""
-    return 16 * float(np.finfo(z.dtype).eps) * abs(z).max(1)
-
-
-def _squared(delta):  # (N, …) -> (N,)
-    return (delta * delta).reshape(len(delta), -1).sum(1)
-
-
-def _only(a, index: np.ndarray):
-    """The rows ``index`` (on the host, ascending) of an array; ``None`` stays ``None``."""
-    if a is None or len(index) == len(a):
-        return a
-    xp = array_module(a)
-    return _examples_last(xp, a[xp.asarray(index)])
-
-
-def _verified(model, x, x_adv, passes, y, target, *, ball, details, confidence=0.0):
-    """The result, after a look at the array that is returned: what fails is put back and told."""
+    Where that does not succeed, the result is x. Warns of it, for the caller of the attack.
+    """
     xp = array_module(x)
-    lead, _ = _lead(all_logits(model, x_adv), y, target)
-    success = (lead > 0) & (lead >= confidence)
+    ahead, _ = lead(all_logits(model, x_adv), y, target)
+    success = (ahead > 0) & (ahead >= confidence)
     x_adv = xp.where(per_example(success, x), x_adv, x)
     distance = xp.where(success, ball.norm(x_adv - x), xp.inf)
     failed = len(x) - int(to_numpy(success.sum()))
     if failed:
         warnings.warn(
-            f"no perturbation was found for {failed} of {len(x)} examples: they come back as they "
-            "were. details=True tells which; more steps may help",
+            f"no perturbation was found for {failed} of {len(x)} examples, which are returned "
+            "unchanged: details=True says which they are; more steps may help",
             AttackWarning,
             stacklevel=3,
         )
-    return (x_adv, Smallest(success, distance, passes)) if details else x_adv
+    return x_adv, Smallest(success, distance, passes)

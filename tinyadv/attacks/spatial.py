@@ -1,19 +1,19 @@
-"""Attacks that turn and shift the image, as a camera that is not held straight does.
+"""Attacks that rotate and shift the image, as a camera that is not held straight does.
 
-Nothing about the pixels is adversarial here: every result is the same picture, a little to the
-side. Three numbers make it, and three ways to look for the worst ones stand below.
+The pixels are not perturbed: every result is the same picture, slightly moved. Three numbers define
+it, and there are three ways to look for the worst ones.
 
     x      (N, C, H, W)   images, pixel values 0–1, black outside
-    θ      (N,)           the angle in degrees, counter-clockwise as one sees it
+    θ      (N,)           the angle in degrees, counter-clockwise in the displayed image
     s      (N, 2)         the shift in pixels, to the right and down
     t      (N, 3)         the transformation: θ and s
-    u, v   (H, W, N)      the column and the row of x that a pixel of the result is read at
+    u, v   (H, W, N)      the column and the row of x that a pixel of the result comes from
     k                     random transformations that are tried for each image
 
 Engstrom et al. (2019), "Exploring the landscape of spatial robustness", first called "A rotation
-and a translation suffice: fooling CNNs with simple transformations". Reading an image between its
-pixels so that there is a gradient for the place: Jaderberg et al. (2015), "Spatial transformer
-networks".
+and a translation suffice: fooling CNNs with simple transformations". Interpolating between pixels
+so that there is a gradient with respect to the position: Jaderberg et al. (2015), "Spatial
+transformer networks".
 """
 
 from __future__ import annotations
@@ -25,41 +25,34 @@ from itertools import product
 
 import numpy as np
 
-from tinyadv import ops
-from tinyadv.attacks.common import (
-    answers_only,
-    by_pieces,
-    check_counts,
-    check_numbers,
-    checked,
-    input_gradient,
-    is_fooled,
-    to_raise,
-    worse,
-)
+from tinyadv import inputs, ops
+from tinyadv.attacks import shared
+from tinyadv.attacks.shared import input_gradient, is_fooled, only, to_raise, worse
 from tinyadv.backend import array_module, to_numpy
+from tinyadv.inputs import Checked, checked, frozen
 from tinyadv.losses import cross_entropy
-from tinyadv.tensor import Array, Tensor, _value
+from tinyadv.parallel import by_examples
+from tinyadv.tensor import Array, Tensor, value_of
 
-# Transformations of the grid between two times at which fooled images are put aside.
+# After this many transformations of the grid, the images that are fooled are left out.
 ROUND = 25
 
 # --------------------------------------------------------------------------------- the sampling
 
 
 def rotate_translate(x: Array | Tensor, angle, shift) -> Array | Tensor:
-    """Images turned about their centre, and then shifted.
+    """Rotate images about their centre, and then shift them.
 
-    A pixel of the result is read where it came from, between four pixels of x, which count by how
-    near they are (bilinear interpolation). Outside the image all is 0. Everything is made of
-    operations, so there is a gradient for the image, for the angle and for the shift, of any order.
-    For the latter two it is the slope between neighbouring pixels, and jumps from one to the next.
+    Each pixel of the result is interpolated bilinearly between the four pixels of x around the
+    point that it came from. Outside the image all is 0. The result is differentiable, to any order,
+    with respect to the image, the angle and the shift. For angle and shift the gradient is the
+    slope between neighbouring pixels, and jumps from one pair of pixels to the next.
 
     Parameters
     ----------
     x : (N, C, H, W) of a floating-point type, array or Tensor
     angle : (N,) or a number, array or Tensor
-        θ, in degrees; above 0 is counter-clockwise as one sees it, with row 0 on top.
+        θ, in degrees; positive is counter-clockwise in the displayed image, with row 0 on top.
     shift : (N, 2) or (2,), array or Tensor
         To the right and down, in pixels. One angle and one shift for all images are faster.
 
@@ -67,14 +60,14 @@ def rotate_translate(x: Array | Tensor, angle, shift) -> Array | Tensor:
     -------
     (N, C, H, W)
         Of the dtype of ``x``; a Tensor if one of the arguments is. With θ = 0 and a shift of whole
-        pixels no pixel value is changed, and values in [0, 1] stay there.
+        pixels no pixel value changes. Values in [0, 1] stay there.
 
     Raises
     ------
     TypeError
         If ``x`` does not hold floating-point numbers.
     ValueError
-        If the shapes are others.
+        If the shapes are not as described.
 
     Examples
     --------
@@ -85,28 +78,28 @@ def rotate_translate(x: Array | Tensor, angle, shift) -> Array | Tensor:
            [0., 0., 0.]])
     """
     angle, shift = _checked_transformation(x, angle, shift)
-    xp, (n, c, h, w) = array_module(_value(x)), x.shape
-    # Where pixels of the result come from, going back: first shift, then turn by -θ. Row 0 is on
-    # top, hence the signs.
+    xp, (n, c, h, w) = array_module(value_of(x)), x.shape
+    # Where the pixels of the result come from: undo the shift, then rotate by -θ. Row 0 is on top,
+    # hence the signs.
     theta = angle * (math.pi / 180)
     column = xp.arange(w, dtype=x.dtype)[:, None] - (w - 1) / 2 - shift[:, 0]  # (W, n), n: N or 1
     row = xp.arange(h, dtype=x.dtype)[:, None, None] - (h - 1) / 2 - shift[:, 1]  # (H, 1, n)
     u = ops.cos(theta) * column - ops.sin(theta) * row + (w - 1) / 2  # (H, W, n)
     v = ops.sin(theta) * column + ops.cos(theta) * row + (h - 1) / 2
 
-    # How near a place is to its four neighbours depends on t, and stays on the tape. Which ones
-    # they are jumps, and does not. With two black pixels around x, every place has four.
-    left = xp.clip(xp.floor(_value(u)), -2, w)
-    top = xp.clip(xp.floor(_value(v)), -2, h)
-    to_right, to_bottom = u - left, v - top  # from 0 to 1, wherever the four are not all black
+    # The distances to the four neighbours depend on t and are recorded on the tape. Which pixels
+    # are the neighbours is piecewise constant, so it is not. With a border of two black pixels
+    # around x, every point has four neighbours.
+    left = xp.clip(xp.floor(value_of(u)), -2, w)
+    top = xp.clip(xp.floor(value_of(v)), -2, h)
+    to_right, to_bottom = u - left, v - top  # from 0 to 1, unless all four are black
     wide, high = w + 4, h + 4
     first = (top.astype(np.int64) + 2) * wide + (left.astype(np.int64) + 2)  # (H, W, n)
     first = first + xp.arange(c).reshape(c, 1, 1, 1) * (high * wide)  # -> (C, H, W, n)
 
-    # Stored with the examples last, as convolutions store theirs, so that what is read for all
-    # images at the same place is one contiguous run.
+    # Stored with the examples last, so that the same pixel of all images is one contiguous run.
     pixels = ops.pad(ops.transpose(x, (1, 2, 3, 0)), [(0, 0), (2, 2), (2, 2), (0, 0)])
-    if first.shape[-1] == n > 1:  # each image its own
+    if first.shape[-1] == n > 1:  # a transformation for each image
         pixels, first, step = ops.reshape(pixels, (-1,)), first * n + xp.arange(n), n
     else:
         pixels, first, step = ops.reshape(pixels, (-1, n)), first[..., 0], 1
@@ -120,18 +113,17 @@ def rotate_translate(x: Array | Tensor, angle, shift) -> Array | Tensor:
 
 
 def _checked_transformation(x, angle, shift):
-    """Angle and shift as (N,) and (N, 2), or (1,) and (1, 2) if they are those of all images."""
-    if getattr(x, "ndim", None) != 4:
-        raise ValueError(
-            f"rotate_translate takes images (N, C, H, W), got {getattr(x, 'shape', type(x))}"
-        )
+    """Angle and shift as (N,) and (N, 2), or as (1,) and (1, 2) if all images share them."""
+    shared.check_images(x, "rotate_translate")
     if x.dtype.kind != "f":
-        raise TypeError(f"rotate_translate takes images of floating-point numbers, not {x.dtype}")
+        raise TypeError(
+            f"x must hold floating-point numbers, got {x.dtype}: convert with x.astype('float32')"
+        )
 
     def like_x(value):
         if isinstance(value, Tensor):
             return value if value.dtype == x.dtype else ops.astype(value, x.dtype)
-        return array_module(_value(x)).asarray(value, dtype=x.dtype)
+        return array_module(value_of(x)).asarray(value, dtype=x.dtype)
 
     angle, shift, n = like_x(angle), like_x(shift), len(x)
     if angle.shape not in [(), (n,)] or shift.shape not in [(2,), (n, 2)]:
@@ -147,7 +139,7 @@ def _checked_transformation(x, angle, shift):
 
 def spatial_grid(
     model: Callable,
-    x: Array,
+    x: Array | Checked,
     y: Array | None = None,
     *,
     max_angle: float = 30.0,
@@ -158,58 +150,43 @@ def spatial_grid(
     loss: Callable = cross_entropy,
     target: Array | int | None = None,
     details: bool = False,
-    workers: int | None = None,
     progress: bool = False,
 ) -> Array | tuple[Array, Array]:
     """The worst rotation and translation of a grid: 31 angles, 5 shifts to the right and 5 down.
 
-    The strongest attack of Engstrom et al. (2019). Three numbers are few enough to try them all,
-    and no gradient is needed. The image itself comes first, then the grid from its corners inwards,
-    for the largest transformations fool most.
+    The strongest attack of Engstrom et al. (2019). Three numbers are few enough for an exhaustive
+    search, and no gradient is needed. The image itself comes first, then the grid from its corners
+    inwards, because the largest transformations fool the model most often.
+
+    Parameters that are not described here: see :mod:`tinyadv.attacks`.
 
     Parameters
     ----------
-    model : callable
-        Takes images (n, C, H, W), returns logits (n, K), each image on its own.
-    x : (N, C, H, W) of a floating-point type
-        Images, pixel values 0–1.
-    y : (N,) integers, optional
-        Their labels. By default the model's own predictions.
     max_angle : float
         Angles go from -max_angle to max_angle, in degrees.
     max_shift : float
         Shifts go from -max_shift to max_shift in both directions, in pixels.
     angles, shifts : int
-        How many there are of each, at equal distances: angles · shifts² transformations in all.
-        Even numbers leave 0 out of the grid, and then the image itself is one more.
+        How many there are of each, equally spaced: angles · shifts² transformations in all. Even
+        numbers leave 0 out of the grid, and then the image itself is an additional one.
     exhaustive : bool
-        Try all transformations on all images, to find the largest loss. By default an image that is
-        fooled is soon done: that gives the same accuracy, at a fraction of the cost.
+        Try all transformations on all images, to find the largest loss. By default an image that
+        fools the model is not tried further: that gives the same accuracy, at a fraction of the
+        cost.
     loss : callable
-        Of those that fool the model, and of those that do not, the worse one has the larger
-        ``loss(logits, labels, reduction="none") -> (N,)``.
-    target : (N,) integers or one integer, optional
-        Classes to reach.
-    details : bool
-        Return the transformations as well.
-    workers : int, optional
-        Threads that share the images; by default one for each core. The result does not depend on
-        it.
-    progress : bool
-        Show a bar on terminals.
+        Decides which one is worse of two results that both fool the model, or both do not.
 
     Returns
     -------
     x_adv : (N, C, H, W)
-        ``rotate_translate(x, t[:, 0], t[:, 1:])``: in [0, 1], of the shape and dtype of ``x``.
+        ``rotate_translate(x, t[:, 0], t[:, 1:])``.
     t : (N, 3)
         Angle, shift to the right, shift down; only with ``details=True``.
 
     Raises
     ------
-    TypeError, ValueError
-        If ``x``, ``y`` or ``target`` are not as described, if the model does not return logits, or
-        if a number is out of range. The message says what came.
+    ValueError
+        Also if ``x`` is not (N, C, H, W).
 
     Examples
     --------
@@ -219,34 +196,32 @@ def spatial_grid(
     >>> x_adv.shape, t.shape
     ((2, 1, 28, 28), (2, 3))
     """
-    model = answers_only(model)
-    x, y, target = _checked_images(model, x, y, target)
-    check_counts(angles=angles, shifts=shifts)
-    grid = _grid(_limits(max_angle, max_shift), angles, shifts)
+    query = shared.QueryOnly(model)
+    x, y, target = checked(query, x, y, target)
+    inputs.check_counts(angles=angles, shifts=shifts)
+    grid = _grid(_limits(x, max_angle, max_shift), angles, shifts)
 
     xp, n = array_module(x), len(x)
     t = xp.zeros((n, 3), x.dtype)
-    value, fooled = xp.full((n,), -np.inf, x.dtype), xp.zeros(n, bool)
+    value, fooled = xp.full(n, -np.inf, x.dtype), xp.zeros(n, bool)
     left = np.arange(n)
-    # The image itself is a round of its own: what is misread already needs no transformation.
+    # The first round is the image itself: what is misclassified already needs no transformation.
     rounds = [grid[:1], *(grid[i : i + ROUND] for i in range(1, len(grid), ROUND))]
     for i, some in enumerate(rounds):
-        now = xp.asarray(left)
-        t[now], fooled[now], value[now] = by_pieces(
-            partial(_try_all, model, loss, some),
-            *(None if a is None else a[now] for a in (x, y, target, t, fooled, value)),
-            workers=workers, progress=progress, name=f"grid, round {i + 1}/{len(rounds)}",
-        )  # fmt: skip
+        now, arrays = xp.asarray(left), only(left, x, y, target, t, fooled, value)
+        run = partial(_try_all, query, loss, some)
+        with shared.pieces(query, arrays[0], progress, "grid", i, len(rounds)) as how:
+            t[now], fooled[now], value[now] = by_examples(run, *arrays, **how)
         if not exhaustive:
-            left = np.flatnonzero(~to_numpy(fooled))  # waits for a GPU, once in a round
+            left = np.flatnonzero(~to_numpy(fooled))  # synchronises with a GPU, once in a round
             if len(left) == 0:
                 break
-    return _moved(x, t, details, workers)
+    return _transformed(x, t, details)
 
 
 def spatial_random(
     model: Callable,
-    x: Array,
+    x: Array | Checked,
     y: Array | None = None,
     *,
     max_angle: float = 30.0,
@@ -256,50 +231,48 @@ def spatial_random(
     target: Array | int | None = None,
     rng: np.random.Generator | int = 0,
     details: bool = False,
-    workers: int | None = None,
     progress: bool = False,
 ) -> Array | tuple[Array, Array]:
     """The worst of k random rotations and translations.
 
-    The paper's "worst-of-10", which is cheap enough to be the inner maximisation of a training:
+    The paper's "worst-of-10", which is cheap enough for the inner maximisation of min-max training:
     ``fit(…, perturb=partial(spatial_random, rng=rng))``, with a generator, so that each step draws
-    new ones. With k = 1 nothing is maximised: that is data augmentation.
+    new ones. With k = 1 nothing is maximised, and this is data augmentation.
+
+    Parameters that are not described here: see :mod:`tinyadv.attacks`.
 
     Parameters
     ----------
-    model, x, y, max_angle, max_shift, loss, target, details, workers, progress
+    max_angle, max_shift, loss
         As for :func:`spatial_grid`.
     k : int
-        Transformations for each image, its own ones, drawn evenly from the allowed range.
+        Transformations for each image, different ones, uniform in the allowed range.
     rng : numpy.random.Generator or int
         Each image draws from a generator of its own, seeded from this one, so its transformations
-        do not depend on the other images, and the first ones not on k.
+        do not depend on the other images, and the first ones do not depend on k.
 
     Returns
     -------
-    x_adv : (N, C, H, W)
-    t : (N, 3)
-        Angle, shift to the right, shift down; only with ``details=True``.
+    x_adv, t
+        As for :func:`spatial_grid`.
     """
-    model = answers_only(model)
-    x, y, target = _checked_images(model, x, y, target)
-    limits = _limits(max_angle, max_shift)
-    check_counts(k=k)
-    draws = _random(len(x), k, limits, rng)  # (N, k, 3)
+    query = shared.QueryOnly(model)
+    x, y, target = checked(query, x, y, target)
+    limits = _limits(x, max_angle, max_shift)
+    inputs.check_counts(k=k)
+    draws = array_module(x).asarray(_random(len(x), k, limits, rng).astype(x.dtype))  # (N, k, 3)
 
     def run(x, y, target, draws):
-        return _try_all(model, loss, [draws[:, i] for i in range(k)], x, y, target)[0]
+        return _try_all(query, loss, [draws[:, i] for i in range(k)], x, y, target)[0]
 
-    t = by_pieces(
-        run, x, y, target, array_module(x).asarray(draws.astype(x.dtype)), workers=workers,
-        progress=progress, name=f"worst of {k}",
-    )  # fmt: skip
-    return _moved(x, t, details, workers)
+    with shared.pieces(query, x, progress, f"worst of {k}") as how:
+        t = by_examples(run, x, y, target, draws, **how)
+    return _transformed(x, t, details)
 
 
 def spatial_first_order(
     model: Callable,
-    x: Array,
+    x: Array | Checked,
     y: Array | None = None,
     *,
     max_angle: float = 30.0,
@@ -310,84 +283,70 @@ def spatial_first_order(
     target: Array | int | None = None,
     rng: np.random.Generator | int = 0,
     details: bool = False,
-    workers: int | None = None,
     progress: bool = False,
 ) -> Array | tuple[Array, Array]:
-    """Ascent on the three numbers of the transformation, by the gradient of the loss for them.
+    """Gradient ascent on the three numbers of the transformation.
 
-    What PGD is for pixels: a random start, steps along the gradient's sign, back into the allowed
-    range. Of all the points on the way the worst one counts. Yet it is weaker than the grid: over
-    angle and shift the loss has many local maxima.
+    PGD, with t instead of the pixels: a random start, steps along the sign of the gradient, back
+    into the allowed range. The worst of all points on the way is returned. Yet it is weaker than
+    the grid, because the loss has many local maxima in angle and shift.
+
+    Parameters that are not described here: see :mod:`tinyadv.attacks`.
 
     Parameters
     ----------
-    model, x, y, max_angle, max_shift, target, details, workers, progress
-        As for :func:`spatial_grid`; the model must take tensors.
+    max_angle, max_shift
+        As for :func:`spatial_grid`.
     step_size : float
-        A share of ``max_angle`` for the angle, and of ``max_shift`` for the shifts, which makes
-        0.3° and 0.03 pixels. Each of the three goes up or down by that much.
+        A share of ``max_angle`` for the angle, and of ``max_shift`` for the shifts: by default 0.3°
+        and 0.03 pixels. Each of the three numbers changes by that much in a step.
     steps : int
         200 in the paper.
-    loss : callable
-        What is raised, ``loss(logits, labels, reduction="none") -> (N,)``.
-    rng : numpy.random.Generator or int
-        For the random starts, drawn on the host.
 
     Returns
     -------
-    x_adv : (N, C, H, W)
-    t : (N, 3)
-        Angle, shift to the right, shift down; only with ``details=True``.
+    x_adv, t
+        As for :func:`spatial_grid`.
     """
-    x, y, target = _checked_images(model, x, y, target)
-    limits = _limits(max_angle, max_shift)
-    check_counts(steps=steps)
-    check_numbers(step_size=step_size)
-    xp = array_module(x)
-    start = _random(len(x), 1, limits, rng)[:, 0]  # (N, 3)
-    most, step = (xp.asarray(a.astype(x.dtype)) for a in (limits, step_size * limits))
-
-    def moved(x, t):
-        return model(rotate_translate(x, t[:, 0], t[:, 1:]))
-
-    def climb(x, y, target, t):
-        worst = None
-        for _ in range(steps + 1):
-            g, value, logits = input_gradient(partial(moved, x), t, y, target, loss=loss)
-            worst = worse(worst, (t, is_fooled(logits, y, target), value))
-            t = xp.clip(t + step * xp.sign(g), -most, most)
-        return worst[0]
-
-    t = by_pieces(
-        climb, x, y, target, xp.asarray(start.astype(x.dtype)), workers=workers,
-        progress=progress, name="first order",
-    )  # fmt: skip
-    return _moved(x, t, details, workers)
-
-
-# --------------------------------------------------------------------------- what they are made of
-
-
-def _checked_images(model, x, y, target):
     x, y, target = checked(model, x, y, target)
-    if x.ndim != 4:
-        raise ValueError(
-            f"rotation and translation need images (N, C, H, W), got shape {x.shape}: reshape x, "
-            "and let the model begin with a layer that flattens"
-        )
-    return x, y, target
+    limits = _limits(x, max_angle, max_shift)
+    inputs.check_counts(steps=steps)
+    inputs.check_numbers(step_size=step_size)
+    start = _random(len(x), 1, limits, rng)[:, 0]  # (N, 1, 3) -> (N, 3)
+    most, step, start = (
+        array_module(x).asarray(a.astype(x.dtype)) for a in (limits, step_size * limits, start)
+    )
+    run = partial(_first_order, frozen(model), most=most, step=step, steps=steps, loss=loss)
+    with shared.pieces(model, x, progress, "first order") as how:
+        t = by_examples(run, x, y, target, start, **how)
+    return _transformed(x, t, details)
 
 
-def _limits(max_angle: float, max_shift: float) -> np.ndarray:
-    """The largest angle and shifts: (3,)."""
-    check_numbers(max_angle=max_angle, max_shift=max_shift)
+def _first_order(model, x, y, target, t, *, most, step, steps, loss):
+    """The loop of :func:`spatial_first_order` alone: from t; returns the worst t."""
+    xp, worst = array_module(x), None
+    of_t = lambda t: model(rotate_translate(x, t[:, 0], t[:, 1:]))  # the logits
+    for _ in range(steps + 1):
+        g, value, logits = input_gradient(of_t, t, y, target, loss=loss)
+        worst = worse(worst, (t, is_fooled(logits, y, target), value))
+        t = xp.clip(t + step * xp.sign(g), -most, most)
+    return worst[0]
+
+
+# ------------------------------------------------------------------------------ what they share
+
+
+def _limits(x, max_angle: float, max_shift: float) -> np.ndarray:
+    """The largest angle and shifts, (3,), after a check that x consists of images."""
+    shared.check_images(x, "a rotation")
+    inputs.check_numbers(max_angle=max_angle, max_shift=max_shift)
     return np.array([max_angle, max_shift, max_shift], float)
 
 
 def _grid(limits, angles: int, shifts: int) -> list[np.ndarray]:
-    """The transformations of the grid, (3,) each: none at all first, then from the largest on."""
+    """The transformations of the grid, (3,) each: the identity first, then from the largest on."""
     ticks = [
-        # Divided by their number, and not by their distance, for ±0 exactly in the middle.
+        # Divided by their number, and not by their distance, so that the middle is exactly 0.
         {limit * (2 * i - count + 1) / max(count - 1, 1) for i in range(count)}
         for limit, count in zip(limits, (angles, shifts, shifts), strict=True)
     ]
@@ -403,27 +362,26 @@ def _random(n: int, k: int, limits, rng) -> np.ndarray:
     return limits * (2 * u - 1)
 
 
-def _try_all(model, loss, transformations, x, y, target, *worst):
+def _try_all(query, loss, transformations, x, y, target, *worst):
     """The worst transformation of each image: t (n, 3), fooled (n,) of bool, the loss (n,).
 
     Parameters
     ----------
     transformations : sequence of (3,) or (n, 3)
-        For all images alike, or for each its own.
+        The same for all images, or one for each.
     worst : t, fooled, loss
         The worst ones so far, if there are any.
     """
     xp, worst = array_module(x), worst or None
     for t in transformations:
-        logits = model(rotate_translate(x, t[..., 0], t[..., 1:]))
-        value = _value(to_raise(loss, logits, y, target))
+        logits = query(rotate_translate(x, t[..., 0], t[..., 1:]))
+        value = value_of(to_raise(loss, logits, y, target))
         t = xp.broadcast_to(xp.asarray(t, dtype=x.dtype), (len(x), 3))
         worst = worse(worst, (t, is_fooled(logits, y, target), value))
     return worst
 
 
-def _moved(x, t, details, workers):
+def _transformed(x, t, details):
     """What an attack returns: the images, transformed once more, and the transformations."""
-    move = lambda x, t: rotate_translate(x, t[:, 0], t[:, 1:])
-    x_adv = by_pieces(move, x, t, workers=workers)
+    x_adv = by_examples(lambda x, t: rotate_translate(x, t[:, 0], t[:, 1:]), x, t)
     return (x_adv, t) if details else x_adv

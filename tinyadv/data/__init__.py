@@ -17,17 +17,12 @@ import numpy as np
 from tinyadv.backend import array_module
 from tinyadv.data import download, glyphs
 from tinyadv.data.readers import DataError
+from tinyadv.inputs import check_choice, check_counts
 
 __all__ = [
-    "NAMES",
-    "DataError",
-    "Dataset",
-    "batches",
-    "cache_folder",
-    "data_folder",
-    "load",
+    "NAMES", "DataError", "Dataset", "batches", "cache_folder", "data_folder", "load",
     "random_shift",
-]
+]  # fmt: skip
 
 NAMES = ("glyphs", *download.SOURCES)
 
@@ -66,8 +61,7 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Dataset:
     DataError
         If a file cannot be downloaded, or is not what it should be.
     """
-    if name not in NAMES:
-        raise ValueError(f"name must be one of {NAMES}, got {name!r}")
+    check_choice(NAMES, name=name)
     if name == "glyphs":
         # Not in $TINYADV_DATA: what is made here can be made again, and that folder may be shared.
         arrays, classes = glyphs.load(Path(folder or cache_folder())), glyphs.CLASSES
@@ -109,13 +103,12 @@ def batches(
     Raises
     ------
     ValueError
-        If ``x`` and ``y`` have different lengths, or ``batch_size`` is below 1.
+        If ``x`` and ``y`` have different lengths, or ``batch_size`` is not an integer ≥ 1.
     """
     n = x.shape[0]
     if y.shape[0] != n:
         raise ValueError(f"x and y must have the same length, got {n} and {y.shape[0]}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_counts(batch_size=batch_size)
     slices = (slice(i, i + batch_size) for i in range(0, n, batch_size))
     if rng is None:
         return ((x[part], y[part]) for part in slices)
@@ -131,15 +124,14 @@ def random_shift(pixels: int) -> Callable:
     Parameters
     ----------
     pixels : int
-        Up to so many to each side, and up and down.
+        The largest shift to each side, and up and down.
 
     Returns
     -------
     function
         ``f(x, rng) -> x``, (N, C, H, W) -> (N, C, H, W). It draws on the host.
     """
-    if not isinstance(pixels, (int, np.integer)) or pixels < 0:
-        raise ValueError(f"pixels must be an integer ≥ 0, got {pixels!r}")
+    check_counts(0, pixels=pixels)
 
     def shift(x, rng):
         xp, (n, c, h, w) = array_module(x), x.shape

@@ -22,15 +22,21 @@ class Archive:
     content_sha256: str | None = None  # None where nobody has published it
 
 
+def idx_archives(*sha256: str, contents: tuple = (None,) * 4) -> tuple[Archive, ...]:
+    """The four files of MNIST and of Fashion-MNIST, which have the same names."""
+    kinds = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(map(Archive, [f"{kind}-ubyte.gz" for kind in kinds], sha256, contents))
+
+
 @dataclass(frozen=True)
 class Source:
     """A public dataset: addresses, tried in order; files; and what they must hold."""
 
     mirrors: tuple[str, ...]
     archives: tuple[Archive, ...]
-    counts: tuple[int, int]  # training images, test images
-    shape: tuple[int, int, int]  # of an image: (C, H, W)
     classes: tuple[str, ...]
+    counts: tuple[int, int] = (60_000, 10_000)  # training images, test images
+    shape: tuple[int, int, int] = (1, 28, 28)  # of an image: (C, H, W)
 
 
 SOURCES = {
@@ -40,30 +46,18 @@ SOURCES = {
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ),
-        archives=(
-            Archive(
-                "train-images-idx3-ubyte.gz",
-                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        archives=idx_archives(
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            contents=(
                 "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            ),
-            Archive(
-                "train-labels-idx1-ubyte.gz",
-                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
                 "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            ),
-            Archive(
-                "t10k-images-idx3-ubyte.gz",
-                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
                 "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            ),
-            Archive(
-                "t10k-labels-idx1-ubyte.gz",
-                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
                 "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
             ),
         ),
-        counts=(60_000, 10_000),
-        shape=(1, 28, 28),
         classes=tuple("0123456789"),
     ),
     # Xiao, Rasul & Vollgraf, "Fashion-MNIST", 2017, https://arxiv.org/abs/1708.07747
@@ -72,29 +66,14 @@ SOURCES = {
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
         ),
-        archives=(
-            Archive(
-                "train-images-idx3-ubyte.gz",
-                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            ),
-            Archive(
-                "train-labels-idx1-ubyte.gz",
-                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            ),
-            Archive(
-                "t10k-images-idx3-ubyte.gz",
-                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            ),
-            Archive(
-                "t10k-labels-idx1-ubyte.gz",
-                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-            ),
+        archives=idx_archives(
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
         ),
-        counts=(60_000, 10_000),
-        shape=(1, 28, 28),
-        classes=(
-            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        classes=tuple(
+            "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
         ),
     ),
     # Krizhevsky, "Learning multiple layers of features from tiny images", 2009
@@ -106,12 +85,9 @@ SOURCES = {
                 "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
             ),
         ),
+        classes=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
         counts=(50_000, 10_000),
         shape=(3, 32, 32),
-        classes=(
-            *("airplane", "automobile", "bird", "cat", "deer"),
-            *("dog", "frog", "horse", "ship", "truck"),
-        ),
     ),
 }
 
@@ -135,30 +111,24 @@ def fetch(name: str, archive: Archive, folder: Path) -> Path:
     import pooch
     import requests  # which pooch depends on
 
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 16)
     failures = []
     for mirror in SOURCES[name].mirrors:
+        url = mirror + archive.name
         try:
             path = pooch.retrieve(
-                mirror + archive.name,
-                known_hash=f"sha256:{archive.sha256}",
-                fname=archive.name,
-                path=place,
-                downloader=pooch.HTTPDownloader(
-                    progressbar=sys.stderr.isatty(), chunk_size=1 << 16
-                ),
+                url, f"sha256:{archive.sha256}", archive.name, place, downloader=downloader
             )
             return Path(path)
         except requests.ConnectionError:
-            reason = "no connection"
+            failures.append(f"{url} (no connection)")
         except (OSError, ValueError) as error:  # HTTP or the disk; a wrong checksum
-            reason = str(error)
-        failures.append(f"{mirror}{archive.name} ({reason})")
+            failures.append(f"{url} ({error})")
     with suppress(OSError):  # there is something in it
         place.rmdir()  # pooch made it before it tried
     raise DataError(
         f"cannot get {archive.name} of {name}: it is not in {place}, and no address gave it: "
-        f"{'; '.join(failures)}. Put the file into that folder by hand, "
-        "or use --data glyphs, which needs no download"
+        f"{'; '.join(failures)}. Put it there by hand, or use --data glyphs: it needs no download"
     )
 
 
@@ -177,30 +147,22 @@ def load(name: str, folder: Path) -> dict[str, np.ndarray]:
     source = SOURCES[name]
     paths = [fetch(name, archive, folder) for archive in source.archives]
     if name == "cifar10":
-        # A copy that was packed again has another SHA-256, and those of the files inside are not
+        # A copy that was packed again has another SHA-256, and no SHA-256 of the files inside is
         # published: such an archive is accepted if its content is well-formed.
         arrays = read_cifar10(paths[0])
         paths *= 4
     else:
         contents = [unpack(path) for path in paths]
-        x_train, y_train, x_test, y_test = (
-            parse_idx(content, ndim, path)
-            for content, ndim, path in zip(contents, (3, 1, 3, 1), paths, strict=True)
-        )
+        x_train, y_train, x_test, y_test = map(parse_idx, contents, (3, 1, 3, 1), paths)
         arrays = {
             "x_train": x_train[:, None],  # (N, H, W) -> (N, 1, H, W)
             "y_train": y_train.astype(np.int64),
             "x_test": x_test[:, None],
             "y_test": y_test.astype(np.int64),
         }
-    for i, split in enumerate(("train", "test")):
-        check_split(
-            arrays[f"x_{split}"],
-            arrays[f"y_{split}"],
-            source.counts[i],
-            source,
-            *paths[2 * i : 2 * i + 2],
-        )
+    train, test = source.counts
+    check_split(arrays["x_train"], arrays["y_train"], train, source, *paths[:2])
+    check_split(arrays["x_test"], arrays["y_test"], test, source, *paths[2:])
     # After the checks above, because those say more about what is wrong.
     if name != "cifar10":
         for archive, content, path in zip(source.archives, contents, paths, strict=True):
@@ -209,18 +171,17 @@ def load(name: str, folder: Path) -> dict[str, np.ndarray]:
 
 
 def check_split(
-    images: np.ndarray,
-    labels: np.ndarray,
-    count: int,
-    source: Source,
-    image_path: Path,
-    label_path: Path,
+    images: np.ndarray, labels: np.ndarray, count: int, source: Source, *paths: Path
 ) -> None:
-    """Raise a ``DataError`` unless there are ``count`` images and as many labels, all possible."""
-    if images.shape[1:] != source.shape:
+    """Raise a ``DataError`` unless there are ``count`` images and as many labels, all possible.
+
+    ``paths`` are the files of the images and of the labels.
+    """
+    image_path, label_path = paths
+    shape = images.shape[1:]
+    if shape != source.shape:
         raise DataError(
-            f"{image_path} has images of shape {images.shape[1:]}, expected {source.shape}: "
-            f"{REMEDY}"
+            f"{image_path} has images of shape {shape}, expected {source.shape}: {REMEDY}"
         )
     if len(images) != len(labels):
         raise DataError(
@@ -229,11 +190,11 @@ def check_split(
         )
     if len(images) != count:
         raise DataError(f"{image_path} has {len(images):,} images, expected {count:,}: {REMEDY}")
-    if labels.max() >= len(source.classes):
-        where = int(labels.argmax())
+    where, classes = int(labels.argmax()), len(source.classes)
+    if labels[where] >= classes:
         raise DataError(
             f"{label_path} has the label {labels[where]} (of image {where}), "
-            f"expected 0 to {len(source.classes) - 1}: {REMEDY}"
+            f"expected 0 to {classes - 1}: {REMEDY}"
         )
 
 

@@ -85,25 +85,22 @@ def make_base_bitmaps(path: str | os.PathLike[str]) -> np.ndarray:
     from matplotlib.transforms import Affine2D
 
     fine = 8  # rendered 8 times finer, then averaged
+    size = SIZE * fine
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
     def render(face: str, digit: str) -> np.ndarray:
         font = FontProperties(fname=fonts / f"{face}.ttf")
         outline = TextPath((0, 0), digit, size=100, prop=font)
         box = outline.get_extents()
-        to_pixels = (
-            Affine2D()
-            .translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2)
-            .scale(20 * fine / max(box.width, box.height))
-            .translate(SIZE * fine / 2, SIZE * fine / 2)
-        )
-        figure = Figure(figsize=(SIZE * fine / 100, SIZE * fine / 100), dpi=100)
+        to_pixels = Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2)
+        to_pixels.scale(20 * fine / max(box.width, box.height)).translate(size / 2, size / 2)
+        figure = Figure(figsize=(size / 100, size / 100), dpi=100)
         canvas = FigureCanvasAgg(figure)
         shape = to_pixels.transform_path(outline)
         figure.add_artist(PathPatch(shape, color="black", linewidth=0, transform=None))
         canvas.draw()
         ink = 255.0 - np.asarray(canvas.buffer_rgba())[..., 0]  # (28·8, 28·8)
-        middle = np.arange(SIZE * fine) - (SIZE * fine - 1) / 2
+        middle = np.arange(size) - (size - 1) / 2
         off_centre = [round(ink.sum(axis) @ middle / ink.sum()) for axis in (1, 0)]
         ink = np.roll(ink, [-pixels for pixels in off_centre], axis=(0, 1))
         return ink.reshape(SIZE, fine, SIZE, fine).mean((1, 3))  # (28, 28)
@@ -144,8 +141,7 @@ def distort(bitmaps: np.ndarray, rng: np.random.Generator | int) -> np.ndarray:
     # an affine map of its offset from the centre, plus a smooth random field.
     angle = np.radians(draw(-s["rotation"], s["rotation"]))
     shear = draw(-s["shear"], s["shear"])
-    height = np.exp(draw(-s["log_scale"], s["log_scale"]))
-    width = np.exp(draw(-s["log_scale"], s["log_scale"]))
+    height, width = (np.exp(draw(-s["log_scale"], s["log_scale"])) for _ in range(2))
     cos, sin = np.cos(angle), np.sin(angle)
     zero = np.zeros(n, np.float32)
     rotate = np.array([[cos, -sin], [sin, cos]])  # (2, 2, N)

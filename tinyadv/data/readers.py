@@ -83,7 +83,7 @@ def parse_idx(content: bytes, ndim: int, path: Path) -> np.ndarray:
         raise DataError(
             f"{path} is cut off: expected a header of {header} bytes, got {len(content)}: {REMEDY}"
         )
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", ndim, offset=4))
+    shape = np.frombuffer(content, ">u4", ndim, offset=4).tolist()
     values = len(content) - header
     if values != math.prod(shape):
         raise DataError(
@@ -106,30 +106,25 @@ def read_cifar10(path: Path) -> dict[str, np.ndarray]:
         If the archive is damaged or cut off, is a web page, lacks a file, or has one that is not
         made of whole records.
     """
-    batches: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    names, batches = (*CIFAR10_TRAIN, CIFAR10_TEST), {}
     content = unpack(path)  # by itself, tarfile would stop short of gzip's checksum at the end
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             for member in tar:
                 name = member.name.rpartition("/")[2]
-                if member.isfile() and name in (*CIFAR10_TRAIN, CIFAR10_TEST):
+                if member.isfile() and name in names:
                     batches[name] = parse_cifar10(tar.extractfile(member).read(), f"{path}: {name}")
     except tarfile.TarError as error:
         raise DataError(f"{path} is a damaged or cut-off archive ({error}): {REMEDY}") from None
-    missing = [name for name in (*CIFAR10_TRAIN, CIFAR10_TEST) if name not in batches]
+    missing = [name for name in names if name not in batches]
     if missing:
         raise DataError(
             f"{path} lacks {', '.join(missing)}: expected the binary version of CIFAR-10 "
             f"(cifar-10-binary.tar.gz), not the one for Python or Matlab: {REMEDY}"
         )
     images, labels = zip(*(batches[name] for name in CIFAR10_TRAIN), strict=True)
-    x_test, y_test = batches[CIFAR10_TEST]
-    return {
-        "x_train": np.concatenate(images),
-        "y_train": np.concatenate(labels),
-        "x_test": x_test,
-        "y_test": y_test,
-    }
+    train = {"x_train": np.concatenate(images), "y_train": np.concatenate(labels)}
+    return train | dict(zip(("x_test", "y_test"), batches[CIFAR10_TEST], strict=True))
 
 
 def parse_cifar10(content: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +134,7 @@ def parse_cifar10(content: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
     """
     record = 1 + 3 * 32 * 32
     if len(content) % record:
-        raise DataError(
-            f"{source} has {len(content):,} bytes, not a multiple of the {record} of a record: "
-            f"{REMEDY}"
-        )
+        got = f"{len(content):,} bytes"
+        raise DataError(f"{source} has {got}, not a multiple of the {record} of a record: {REMEDY}")
     records = np.frombuffer(content, np.uint8).reshape(-1, record)  # (N, 3073)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)

@@ -1,9 +1,9 @@
 """Proofs instead of attacks: what no perturbation in the ball can do.
 
-An attack shows that a network can be fooled; that it finds nothing proves nothing. A bound goes the
-other way: what it rules out cannot happen.
+An attack that succeeds shows that a network can be fooled; an attack that fails proves nothing. A
+bound is the opposite: what it excludes cannot happen, but it need not be tight.
 
-interval   bounds on every neuron, layer by layer: quick, loose, and good to train on
+interval   bounds on every neuron, layer by layer: fast, loose, and suitable for training
 """
 
 from tinyadv.verify.interval import certified, certified_accuracy, interval_bounds, worst_logits

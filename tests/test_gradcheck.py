@@ -1,0 +1,90 @@
+"""Jacobian-vector and Hessian-vector products, against finite differences and matrices."""
+
+import numpy as np
+import pytest
+
+from tinyadv import hvp, jvp, models, ops, value_and_grad
+from tinyadv.losses import cross_entropy
+
+close = np.testing.assert_allclose
+
+
+def matrix(n, m, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, m))
+
+
+def test_jvp_of_a_linear_function_is_the_function():
+    a, x, v = matrix(3, 4), matrix(4, 2, 1), matrix(4, 2, 2)
+    value, tangent = jvp(lambda x: ops.matmul(a, x), [x], [v])
+    close(value, a @ x), close(tangent, a @ v)
+
+
+def test_jvp_of_several_inputs_is_the_slope_along_all_of_them():
+    f = lambda x, w: ops.tanh(ops.matmul(x, w)) / (1 + ops.exp(w[0]))
+    inputs, v, h = [matrix(3, 2), matrix(2, 2, 1)], [matrix(3, 2, 2), matrix(2, 2, 3)], 1e-6
+    value, tangent = jvp(f, inputs, v)
+    moved = [f(*(a + t * b for a, b in zip(inputs, v, strict=True))) for t in (h, -h)]
+    close(value, f(*inputs))
+    close(tangent, (moved[0] - moved[1]) / (2 * h), rtol=1e-6, atol=1e-9)
+
+
+def test_jvp_with_an_input_that_is_not_used():
+    _, tangent = jvp(lambda x, y: 3 * x, [np.ones(2), np.ones(5)], [np.ones(2), np.ones(5)])
+    close(tangent, [3.0, 3.0])
+
+
+def test_jvp_runs_on_every_backend(xp):
+    x, v = xp.asarray([1.0, 2.0]), xp.asarray([1.0, 0.0])
+    _, tangent = jvp(lambda x: x * x, [x], [v])
+    assert type(tangent) is type(x) and tangent.shape == (2,)
+    assert float(tangent[0]) == 2 and float(tangent[1]) == 0
+
+
+def test_hvp_is_the_hessian_times_the_vector():
+    a = matrix(4, 4)
+    symmetric = a + a.T
+    f = lambda x: 0.5 * ops.sum(x * ops.matmul(symmetric, x))
+    x, v = matrix(4, 1)[:, 0], matrix(4, 1, 1)[:, 0]
+    (product,) = hvp(f, [x], [v])
+    close(product, symmetric @ v)
+
+
+def test_hvp_of_a_network_is_the_change_of_its_gradient():
+    model, rng = (
+        models.mlp((6, 5, 3), activation="tanh").astype(np.float64),
+        np.random.default_rng(0),
+    )
+    x, y = rng.random((20, 6)), rng.integers(0, 3, 20)
+    w1, b1, w2, b2 = (p.value for p in model.parameters())
+
+    def loss(w1, b1, w2, b2):
+        return cross_entropy(ops.dense(ops.tanh(ops.dense(x, w1, b1)), w2, b2), y)
+
+    weights = [w1, b1, w2, b2]
+    v = [rng.standard_normal(w.shape) for w in weights]
+    got = hvp(loss, weights, v)
+
+    h = 1e-5
+    up, down = (
+        value_and_grad(loss, [w + t * d for w, d in zip(weights, v, strict=True)])[1]
+        for t in (h, -h)
+    )
+    for product, a, b in zip(got, up, down, strict=True):
+        close(product, (a - b) / (2 * h), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("product", [jvp, hvp])
+def test_directions_must_match_the_inputs(product):
+    f = lambda x: ops.sum(x * x)
+    x = np.ones(3)
+    with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
+        product(f, [x], [np.ones(2)])
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        product(f, [x], [])
+    with pytest.raises(TypeError, match="list"):
+        product(f, x, [x])
+
+
+def test_hvp_needs_a_scalar():
+    with pytest.raises(ValueError, match="scalar"):
+        hvp(lambda x: x * x, [np.ones(3)], [np.ones(3)])
