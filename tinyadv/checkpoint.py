@@ -273,7 +273,8 @@ class TrainingState:
         CheckpointError
             If the file is missing or broken.
         ValueError
-            If it is the state of other settings or of another network. Nothing is changed then.
+            If it belongs to a run with other settings or to another network. Nothing is changed
+            then.
         """
         state = load_state(path)
         if "settings" not in state:

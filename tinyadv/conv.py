@@ -67,7 +67,7 @@ def pair(value, name: str, least: int) -> tuple[int, int]:
 
 
 def _count(length: int, kernel: int, stride: int, padding: int, axis: str) -> int:
-    """How many windows fit along an axis; pixels at its end that they do not cover are left out."""
+    """How many windows fit along an axis; pixels at its end that no window covers are left out."""
     if length + 2 * padding < kernel:
         raise ValueError(
             f"a window of {axis} {kernel} does not fit into an image of {axis} {length} with "

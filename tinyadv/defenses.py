@@ -342,8 +342,8 @@ class Free(Defense):
     Raises
     ------
     ValueError
-        If the size of the images differs from the batches before, or if a checkpoint was written
-        with another number of replays.
+        If the size of the images differs from that of earlier batches, or if a checkpoint was
+        written with another number of replays.
 
     Notes
     -----

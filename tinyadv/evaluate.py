@@ -88,8 +88,8 @@ def robustness(
     """How many examples survive each of several attacks, and all of them.
 
     An example that is misclassified without attack stays misclassified and is not attacked; all
-    shares are shares of all N examples. What an attack returns is checked, and the model classifies
-    it again: only that decides. NaN among the logits is not a success.
+    shares are shares of all N examples. What an attack returns is checked and classified again, and
+    only this result counts. NaN among the logits is not a success.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def robustness_curve(
     Raises
     ------
     ValueError
-        If an ε is negative or NaN, and for the reasons that :func:`robustness` has.
+        If an ε is negative or NaN, and for the same reasons as in :func:`robustness`.
 
     Examples
     --------

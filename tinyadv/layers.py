@@ -46,7 +46,7 @@ def glorot_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -
 def fan_in_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
     """Uniform between ±1 / √fan_in, a sixth of He's variance: what PyTorch uses by default.
 
-    The biases are drawn from the same; with the others they begin at 0.
+    The biases are drawn from the same distribution; with the other initialisers they start at 0.
     """
     limit = 1 / np.sqrt(fan_in)
     return rng.uniform(-limit, limit, shape)
@@ -55,9 +55,10 @@ def fan_in_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -
 def interval_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
     """Normal with standard deviation √(2π) / fan_in, which keeps the width of interval bounds.
 
-    An interval of radius r becomes one of radius Σ|w| r: bounds add up what averages out in values.
-    With E|w| = 2 / fan_in this is 2 r, and a ReLU halves it on average. Under other
-    initialisations it grows with √fan_in in each layer. Shi et al. (2021), "Fast certified robust
+    An interval of radius r becomes one of radius Σ|w| r, because the contributions of the inputs
+    all add up in a bound, while they partly cancel in a value. With E|w| = 2 / fan_in this is 2 r,
+    and a ReLU halves it on average. Under other initialisations it grows with √fan_in in each
+    layer. Shi et al. (2021), "Fast certified robust
     training with short warmup".
     """
     return rng.standard_normal(shape) * np.sqrt(2 * np.pi) / fan_in
@@ -97,8 +98,8 @@ class Module:
 
     A class that writes its own ``__call__`` may set ``by_example = True``. It then promises that it
     treats each example on its own, so that a batch may be cut into pieces, and that it computes
-    with operators and :mod:`tinyadv.ops` alone, so that its parameters may be arrays where nobody
-    asks for a gradient. Leave it False in a layer that looks at the whole batch, such as batch
+    with operators and :mod:`tinyadv.ops` alone, so that its parameters may be arrays where no
+    gradient is needed. Leave it False in a layer that looks at the whole batch, such as batch
     normalisation, or draws random numbers.
     """
 
@@ -147,8 +148,8 @@ class Module:
         """A copy with arrays instead of tensors, which records no tape unless x is a tensor.
 
         It shares the arrays, so it follows an optimizer's steps; after ``load_state_dict``, ``to``
-        or ``astype``, which bring other arrays, make a new copy. Where a class does not promise
-        ``by_example``, the module itself takes part, tensors and all.
+        or ``astype``, which bring other arrays, make a new copy. A module of a class
+        that does not promise ``by_example`` is used as it is, with its tensors.
         """
         if type(self).by_example is False:
             return self
@@ -285,7 +286,7 @@ class Average(Module):
 
     def __init__(self, *members: Module):
         if not members:
-            raise ValueError("Average needs one network at least: Average(first, second, …)")
+            raise ValueError("Average needs at least one network: Average(first, second, …)")
         for member in members:
             if not callable(member):
                 raise TypeError(

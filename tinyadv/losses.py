@@ -65,7 +65,7 @@ def cross_entropy(logits, labels, reduction="mean"):
     Raises
     ------
     ValueError
-        If the shapes do not go together or a label is out of range.
+        If the shapes do not match or a label is out of range.
     """
     y = one_hot(labels, logits)
     return _reduce(-ops.sum(y * ops.log_softmax(logits, axis=1), axis=1), reduction)

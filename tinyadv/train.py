@@ -230,7 +230,7 @@ def fit(
     CheckpointError
         If the checkpoint is broken.
     FloatingPointError
-        If the loss is not finite any more; the message says what to try.
+        If the loss is no longer finite; the message says what to try.
     KeyboardInterrupt
         On Ctrl-C, after the current batch is done and the state is saved. A second Ctrl-C does not
         wait.

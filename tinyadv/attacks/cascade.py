@@ -4,8 +4,8 @@
     attacked    (N,)  given to an attack
     survived    (N,)  given to an attack, and still classified correctly
 
-In a *cascade* each attack is given only the examples that survived the attacks before it, so the
-strongest of them decides about each example, and the later ones have less and less work.
+In a *cascade* each attack is given only the examples that survived the attacks before it, so an
+example counts as robust only if it survives all of them, and later attacks have less work.
 
 An attack only proposes examples. Whether it succeeds is decided here: its examples are checked, and
 the model, which is given arrays, classifies them once more.
