@@ -87,8 +87,9 @@ def robustness(
 ) -> Robustness:
     """How many examples survive each of several attacks, and all of them.
 
-    An example that is misclassified without attack stays misclassified and is not attacked; all
-    shares are shares of all N examples. What an attack returns is checked and classified again, and
+    An example that is misclassified without attack stays misclassified and is not attacked, so a
+    model that looks at the whole batch is attacked with a smaller batch than N. All shares are
+    shares of all N examples. What an attack returns is checked and classified again, and
     only this result counts. NaN among the logits is not a success.
 
     Parameters

@@ -92,7 +92,7 @@ def _count(n, name: str) -> int:
 
 
 def inside() -> bool:
-    """Whether the running code is one of several pieces already, and should not be cut again."""
+    """Whether the running code works on a piece already, which should not be cut again."""
     return getattr(_thread, "inside", False)
 
 
@@ -178,7 +178,7 @@ def _blas():
 
 
 def _threadpoolctl():
-    import threadpoolctl  # a tenth of a second, and only threads need it
+    import threadpoolctl  # not at the top, because only threads need it
 
     return threadpoolctl
 
@@ -312,7 +312,7 @@ def _node(inputs, outputs, leaves, is_cut, pieces, start, add=False) -> Tensor:
 def _together(parts, add: bool):
     if not add:
         return array_module(*parts).concatenate(parts)
-    if parts[0].size < LARGE or not isinstance(parts[0], np.ndarray):
+    if len(parts) < 2 or parts[0].size < LARGE or not isinstance(parts[0], np.ndarray):
         return functools.reduce(operator.add, parts)
     total, middle = np.empty_like(parts[0]), len(parts[0]) // 2
 

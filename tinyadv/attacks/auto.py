@@ -55,29 +55,18 @@ def auto_attack(
     defaults are theirs; keep them for numbers that are to be compared with published ones. With
     fewer steps, targets and queries it is faster and finds less.
 
+    Parameters that are not described here: see :mod:`tinyadv.attacks`.
+
     Parameters
     ----------
-    model : callable
-        Takes images, arrays or tensors (n, C, H, W), and returns logits (n, K), each image on its
-        own and without randomness.
     x : (N, C, H, W) of a floating-point type
-        Images, pixel values 0–1.
-    y : (N,) integers, optional
-        Their labels; by default the model's own predictions.
     ball : Linf or L2
-        Which perturbations are allowed, ε in pixel values 0–1.
     steps : int
         Steps of APGD, and of FAB for each target class.
     targets : int
         Target classes of APGD-T and FAB-T: those with the largest logits at ``x``, at most K - 1.
     queries : int
         Queries of Square, for each image.
-    rng : numpy.random.Generator or int
-        For random starts and squares, drawn on the host.
-    details : bool
-        Return a table as well.
-    progress : bool
-        Show progress bars on terminals.
 
     Returns
     -------

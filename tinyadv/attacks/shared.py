@@ -195,7 +195,6 @@ def only(index: np.ndarray, *arrays: Array | None) -> list[Array | None]:
 
     ``None`` stays ``None``.
     """
-
     return [
         a if a is None or len(a) == len(index) else examples_last(a[array_module(a).asarray(index)])
         for a in arrays
