@@ -26,6 +26,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
@@ -35,7 +36,15 @@ import numpy as np
 import tinyadv
 from tinyadv import defenses
 from tinyadv.balls import Linf
-from tinyadv.checkpoint import CheckpointError, load_state, load_weights, save_state
+from tinyadv.checkpoint import (
+    CheckpointError,
+    check_like,
+    check_writable,
+    load_state,
+    load_weights,
+    replacing,
+    save_state,
+)
 
 START = time.perf_counter()
 REUSED = []  # files of earlier runs that this one takes networks and numbers from
@@ -89,7 +98,8 @@ def arguments(
     -------
     args
         ``args.backend``, ``args.seed`` and so on, and ``args.xp``, the array module. When the
-        backend cannot be used here, the program ends with exit code 2 and a sentence that says why.
+        backend cannot be used here, or OUT cannot be written to, the program ends with exit code 2
+        and a sentence that says why.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -126,6 +136,11 @@ def arguments(
     if not datasets:
         args.given.pop("data", None)
     args.out = args.out or (LESSONS if args.record else LESSONS / "out")
+    try:
+        for folder in ("figures", "results")[: 1 + args.record]:
+            check_writable(args.out / folder / "name")
+    except OSError as error:
+        stop(f"cannot write to {args.out} ({error}): choose another folder with --out")
     try:
         args.xp = tinyadv.get_backend(args.backend)
     except tinyadv.backend.BackendError as error:
@@ -215,7 +230,11 @@ def save_figure(fig, args, name: str) -> Path:
     """Save ``fig`` as OUT/figures/NAME.png and print its path; shown only with ``--show``."""
     picture = io.BytesIO()
     fig.savefig(picture, format="png", metadata={"Software": None})
-    path = _write(args.out / "figures" / f"{file_name(args, name)}.png", picture.getvalue())
+    path = args.out / "figures" / f"{file_name(args, name)}.png"
+    try:
+        _write(path, picture.getvalue())
+    except OSError as error:
+        print(f"the figure could not be saved: {error}", file=sys.stderr)
     if args.show:
         plt.show()
     plt.close(fig)
@@ -253,7 +272,10 @@ def record(args, name: str, numbers: dict) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # A list of numbers on one line instead of one line for each.
     text = re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found[0].split()), text)
-    _write(args.out / "results" / f"{file_name(args, name)}.json", text.encode())
+    try:
+        _write(args.out / "results" / f"{file_name(args, name)}.json", text.encode())
+    except OSError as error:
+        stop(f"the results could not be recorded: {error}")
 
 
 def _plain(value):
@@ -278,18 +300,26 @@ def _device(xp) -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _write(path: Path, content: bytes, quiet: bool = False) -> Path:
-    """Write a file under a temporary name, move it to its own, and print its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, content: bytes, quiet: bool = False) -> None:
+    """Write a file, and print its path."""
+    with replacing(path) as file:
+        file.write(content)
     if not quiet:
         print(f"written: {os.path.relpath(path)}")
-    return path
+
+
+def _read_json(path: Path) -> dict:
+    """What a JSON file holds; empty if it is not there or, which a sentence says, broken."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no dictionary")
+        return content
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        print(f"{path} cannot be used ({error}); it is computed again", file=sys.stderr)
+        return {}
 
 
 # --------------------------------------------------------------------------------- trained once
@@ -314,9 +344,12 @@ def cached_model(key: dict, build: Callable, train: Callable, *, seconds: bool =
     model = build()
     took = None
     try:
-        if path.exists():
+        if os.path.exists(path):
             load_weights(path, model)
-            took = load_state(path).get("seconds", {"wall": math.nan, "cpu": math.nan})
+            took = load_state(path).get("seconds")
+            known = isinstance(took, dict) and set(took) == {"wall", "cpu"}
+            if not (known and all(isinstance(clock, (int, float)) for clock in took.values())):
+                took = {"wall": math.nan, "cpu": math.nan}
             print(f"the network {text} was trained before (delete it if code has changed): {path}")
             _reuse(path)
     except CheckpointError as error:
@@ -384,10 +417,10 @@ def cached_numbers(key: dict, compute: Callable[[], dict]) -> dict:
         Returns a dictionary of numbers, lists, strings and such dictionaries.
     """
     _, path = _cache_file(key, "numbers", ".json")
-    if path.exists():
+    if numbers := _read_json(path):
         print(f"these numbers were computed before (delete them if code has changed): {path}")
         _reuse(path)
-        return json.loads(path.read_text())
+        return numbers
     numbers = _plain(compute())
     try:
         _write(path, json.dumps(numbers).encode(), quiet=True)
@@ -414,7 +447,7 @@ def recorded(args, name: str, key: dict, compute: Callable[[], dict]) -> dict:
     """
     _, digest = _text_and_digest(key)
     for path in sorted((LESSONS / "results").glob(f"{name}*.json")) if args.keep else ():
-        found = _find(json.loads(path.read_text())["numbers"], digest)
+        found = _find(_read_json(path), digest)
         if found is not None:
             print(f"recorded before (without --keep it is computed again): {os.path.relpath(path)}")
             REUSED.append(path)
@@ -677,21 +710,44 @@ def _trained(args, data, recipe: dict, seed: int | None):
     _, state = _cache_file(key, "training", ".npz")  # an interrupted training goes on from it
 
     def train(model):
-        unknown = {"cpu": math.nan} if state.exists() else {}
-        adam = tinyadv.optim.Adam(model.parameters())
-        rest, defence = plugged(recipe, data, seed)
-        history = tinyadv.fit(
-            model, rest, adam, epochs, **defence, batch_size=recipe["batch_size"],
-            schedule=schedule, rng=seed, checkpoint=state, resume=True,
-            augment=tinyadv.data.random_shift(recipe["shift"]) if "shift" in recipe else None,
-        )  # fmt: skip
-        state.unlink(missing_ok=True)
+        unknown = {"cpu": math.nan} if os.path.exists(state) else {}
+        first = model.state_dict()
+
+        def fit(**keep):
+            model.load_state_dict(first)
+            adam = tinyadv.optim.Adam(model.parameters())
+            rest, defence = plugged(recipe, data, seed)
+            return tinyadv.fit(
+                model, rest, adam, epochs, **defence, batch_size=recipe["batch_size"],
+                schedule=schedule, rng=seed, **keep,
+                augment=tinyadv.data.random_shift(recipe["shift"]) if "shift" in recipe else None,
+            )  # fmt: skip
+
+        history = _resumed(fit, state)
+        with suppress(OSError):
+            state.unlink()
         if recipe.get("half"):
             model.load_state_dict(_halved(model))
         return {"wall": sum(history.seconds), **unknown}
 
     build = getattr(tinyadv.models, network)
     return cached_model(key, lambda: build(seed, **sizes).to(args.backend), train, seconds=True)
+
+
+def _resumed(fit: Callable, state: Path):
+    """``fit`` from the state in a file, if there is one, and keeping it there, if that is possible.
+
+    When it is not, a sentence says why, and the training begins again.
+    """
+    for keep in ({"checkpoint": state, "resume": True}, {"checkpoint": state}):
+        try:
+            return fit(**keep)
+        except CheckpointError as error:
+            print(f"{error}; the training begins again", file=sys.stderr)
+        except OSError as error:
+            print(f"no state is kept ({error}); the training begins again", file=sys.stderr)
+            break
+    return fit()
 
 
 def _committee(args, data, recipe: dict, seed: int):
@@ -715,7 +771,10 @@ def keep_weights(args, name: str, model) -> None:
     """Write the weights of ``KEPT[name]`` to OUT/weights, and of what network they are."""
     path, recipe = args.out / WEIGHTS.name / KEPT[name], MNIST_RECIPES[name]
     state = {part: recipe[part] for part in ("network", "members") if part in recipe}
-    save_state(path, {"weights": _halved(model), **state})
+    try:
+        save_state(path, {"weights": _halved(model), **state})
+    except OSError as error:
+        stop(f"the weights could not be kept: {error}")
     print(f"written: {os.path.relpath(path)}")
 
 
@@ -724,17 +783,19 @@ def kept_weights(args, name: str):
 
     They are stored in half precision; the network computes in single precision.
     """
-    path = WEIGHTS / KEPT[name]
+    path, recipe = WEIGHTS / KEPT[name], MNIST_RECIPES[name]
+    (network, sizes), members = recipe["network"], recipe.get("members")
+    build = getattr(tinyadv.models, network)
+    if members is None:
+        model = build(**sizes)
+    else:
+        model = tinyadv.layers.Average(*(build(**sizes) for _ in range(members)))
     try:
-        state = load_state(path)
-        network, sizes = state["network"]
-        build = getattr(tinyadv.models, network)
-        if "members" in state:
-            model = tinyadv.layers.Average(*(build(**sizes) for _ in range(state["members"])))
-        else:
-            model = build(**sizes)
+        made_of = {part: recipe[part] for part in ("network", "members") if part in recipe}
+        own = {**made_of, "weights": None}  # they are checked next
+        check_like(load_state(path), own, f"{path}: the recipe", equal=made_of)
         load_weights(path, model.to(args.backend))
-    except CheckpointError as error:
+    except ValueError as error:
         stop(error)
     return model
 

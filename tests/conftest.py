@@ -3,6 +3,7 @@
 pytest                                  on NumPy and on the strict stand-in for CuPy
 pytest --backend numpy|strict|cupy      on one of them; cupy needs a GPU
 HYPOTHESIS_PROFILE=thorough pytest      more examples (minutes instead of seconds)
+HYPOTHESIS_PROFILE=quick pytest         fewer
 """
 
 import os
@@ -20,6 +21,7 @@ ALWAYS = {
     "suppress_health_check": [HealthCheck.too_slow],
 }
 settings.register_profile("default", max_examples=50, **ALWAYS)
+settings.register_profile("quick", max_examples=5, **ALWAYS)
 settings.register_profile("thorough", max_examples=500, **ALWAYS)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

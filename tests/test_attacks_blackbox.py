@@ -125,6 +125,7 @@ def start_l2(x, ball, draw):
 
 
 def move_l2(x, best, ball, side, draw):
+    tiny = 84 * np.finfo(x.dtype).eps
     c, h, w = x.shape
     u = draw(5 + c)
     nu = best - x
@@ -135,19 +136,19 @@ def move_l2(x, best, ball, side, draw):
     either = np.zeros((h, w), bool)
     either[first] = either[second] = True
     unused = ball.epsilon**2 - length(nu) ** 2
-    if unused < 1e-5 * ball.epsilon**2:  # rounding
+    if unused < tiny * ball.epsilon**2:  # rounding
         unused = 0
     new = nu.copy()
     for i in range(c):
         eta = bump(side) if u[4] < 0.5 else bump(side).T
         direction = eta if u[5 + i] < 0.5 else -eta
-        if length(nu[i][first]) > 1e-5 * ball.epsilon:
+        if length(nu[i][first]) > tiny * ball.epsilon:
             direction = direction + nu[i][first] / length(nu[i][first])
         available = np.sqrt(length(nu[i][either]) ** 2 + unused / c)
         new[i][second] = 0
-        if length(direction) < 1e-5:  # it has met its opposite
+        if length(direction) < tiny:  # it has met its opposite
             direction[:] = 0
-        new[i][first] = direction / max(length(direction), 1e-5) * available
+        new[i][first] = direction / max(length(direction), tiny) * available
     return np.clip(x + new * ball.epsilon / length(new), 0, 1)
 
 

@@ -21,12 +21,13 @@ from tinyadv import (
     to_numpy,
 )
 from tinyadv.attacks import pgd
-from tinyadv.balls import Linf
+from tinyadv.balls import L2, Linf
 from tinyadv.broken_defenses import (
     Detector,
     Distillation,
     at_temperature,
     bit_depth,
+    cross_thresholds,
     distill,
     evade,
     in_turn,
@@ -501,3 +502,119 @@ def test_the_teacher_of_a_distillation_records_no_tape(monkeypatch):
     made.clear()
     Distillation(20, teacher)(student, x, y)
     assert sum(operation is not None for operation in made) == alone
+
+
+# ---- thresholds ----------------------------------------------------------------------------------
+
+
+def behind_thresholds(seed=0, low=0.35, high=0.65):
+    """A network that reads four pixels, black and white but for thresholds."""
+    rng = np.random.default_rng(seed)
+    return layers.Sequential(
+        *models.threshold_layers(low, high), layers.Flatten(),
+        layers.Dense(16, 12, rng=rng), layers.ReLU(), layers.Dense(12, 4, rng=rng),
+    )  # fmt: skip
+
+
+def black_and_white(n=60, seed=0):
+    x = (np.random.default_rng(seed).random((n, 1, 4, 4)) < 0.5).astype(np.float32)
+    return 0.06 + 0.88 * x
+
+
+def test_a_crossing_has_the_same_values_and_a_slope_everywhere():
+    front = layers.Sequential(*models.threshold_layers(0.25, 0.75))
+    crossing = broken_defenses.Crossing(front)
+    close((crossing.low, crossing.high, crossing.slope), (0.25, 0.75, 2), atol=1e-3)
+    x = np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 1, 4, 4)
+    image = Tensor(x)
+    out = crossing(image)
+    same(out.value, front(x).value)
+    same(to_numpy(crossing(x)), front(x).value)
+    (g,) = grad(ops.sum(out), [image])
+    close(g, np.full_like(x, 2), rtol=1e-3)
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_more_is_found_through_the_thresholds_than_by_pgd(ensemble, device):
+    net = behind_thresholds()
+    if ensemble:
+        net = layers.Average(net, behind_thresholds(1, 0.33, 0.6))
+    x, ball = black_and_white(30), Linf(0.32)
+    y, how = predict(net, x), {"ball": ball, "steps": 15, "starts": 3, "hops": 2, "queries": 8}
+    x_adv = cross_thresholds(net, x, y, **how)
+    assert abs(x_adv - x).max() <= np.float32(0.32) + 1e-6
+    assert x_adv.min() >= 0 and x_adv.max() <= 1 and x_adv.dtype == np.float32
+    by_pgd = pgd(net, x, y, ball=ball, steps=30, restarts=4)
+    ours = accuracy(net, x_adv, y)
+    assert ours < accuracy(net, by_pgd, y) and ours < 0.9
+    x, y, how = x[:8], y[:8], {**how, "steps": 5, "starts": 2, "hops": 1}
+    x_adv = cross_thresholds(net, x, y, **how)
+    same(cross_thresholds(net, x, **how), x_adv)
+    for p in net.parameters():
+        p.value = device.asarray(p.value)
+    there = cross_thresholds(net, device.asarray(x), device.asarray(y), **how)
+    close(to_numpy(there), x_adv, atol=1e-5)
+
+
+def test_it_finds_what_exhaustive_search_finds():
+    """All corners of the ranges of twelve pixels: 4,096 points."""
+    net, x = behind_thresholds(2), black_and_white(12, seed=2)
+    x[:, :, 3] = 0.0  # four pixels that cannot reach a threshold
+    y, ball = predict(net, x), Linf(0.32)
+    corners = np.array(np.meshgrid(*[[0, 1]] * 12, indexing="ij"), np.float32).reshape(12, -1).T
+    broken = []
+    for image, label in zip(x, y, strict=True):
+        low, high = np.clip(image - 0.32, 0, 1), np.clip(image + 0.32, 0, 1)
+        points = np.repeat(low[None], len(corners), axis=0)
+        points[:, 0, :3] += corners.reshape(-1, 3, 4) * (high - low)[0, :3]
+        broken.append(bool((predict(net, points) != label).any()))
+    assert 0.1 < np.mean(broken) < 1
+    how = {"steps": 15, "starts": 5, "hops": 5, "queries": 10}
+    found = predict(net, cross_thresholds(net, x, y, ball=ball, **how)) != y
+    same(found | np.array(broken), found)
+
+
+def test_the_settings_of_cross_thresholds_matter():
+    net = layers.Average(behind_thresholds(4), behind_thresholds(54, 0.33, 0.6))
+    x = black_and_white(200, seed=3)
+    y, how = predict(net, x), {"ball": Linf(0.31), "steps": 2, "starts": 1, "hops": 0, "queries": 0}
+
+    def found(**changes):
+        return (predict(net, cross_thresholds(net, x, y, **(how | changes))) != y).mean()
+
+    least = found()
+    assert 0 < least < found(steps=30)
+    assert least < found(starts=8) and least < found(hops=8) and least < found(queries=40)
+    assert least < found(ball=Linf(0.4))
+    random = {"steps": 1, "starts": 3}
+    first, second = (cross_thresholds(net, x, y, **(how | random), rng=i) for i in (0, 1))
+    assert (first != second).any()
+    same(cross_thresholds(net, x, y, **(how | random), rng=0, progress=True), first)
+    alone = net.members[0]
+    longer = layers.Sequential(*alone.layers[:4], layers.ReLU(), *alone.layers[4:])
+    same(cross_thresholds(longer, x, y, **how, front=5), cross_thresholds(alone, x, y, **how))
+
+
+def test_cross_thresholds_leaves_misclassified_images_as_they_are():
+    net, x = behind_thresholds(), black_and_white()
+    x_adv = cross_thresholds(net, x, (predict(net, x) + 1) % 4, starts=1, hops=0)
+    close(x_adv, x, atol=1e-7)
+
+
+def test_what_cross_thresholds_refuses():
+    net, x = behind_thresholds(), black_and_white(4)
+    with pytest.raises(TypeError, match="L∞"):
+        cross_thresholds(net, x, ball=L2(1))
+    for model in (lambda x: net(x), layers.Sequential(*net.layers[:3]), layers.Average(abs)):
+        with pytest.raises(TypeError, match="begins with 4 layers"):
+            cross_thresholds(model, x)
+    with pytest.raises(ValueError, match="grey pixel"):
+        two = layers.Sequential(layers.Conv2d(1, 2, 1), layers.Flatten(), layers.Dense(32, 4))
+        cross_thresholds(two, x, front=1)
+    flat = layers.Sequential(*models.threshold_layers(0.3, 0.6), *net.layers[4:])
+    flat[2].weight.value[...] = 0
+    with pytest.raises(ValueError, match="same for all grey values"):
+        cross_thresholds(flat, x)
+    for wrong in ({"steps": 0}, {"starts": 0}, {"front": 0}, {"hops": -1}, {"queries": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            cross_thresholds(net, x, **wrong)

@@ -299,6 +299,18 @@ def test_two_flat_images_are_no_alarm():
     assert quietly(checks.zero_gradients, flat_for(3), x, y).alarm
 
 
+def test_random_answers_that_are_rare():
+    """One of two networks answers, each time with probability 1/2; a single query misses half."""
+    x, _ = images()
+    rng = np.random.default_rng(0)
+
+    def either(x):
+        return (1 if rng.random() < 0.5 else 2) * NET(x)
+
+    assert all(quietly(checks.random_answers, either, x).alarm for _ in range(50))
+    assert not checks.random_answers(NET, x).alarm
+
+
 def test_random_answers_by_their_size():
     x, _ = images()
     assert not checks.random_answers(NET, x).alarm

@@ -1,6 +1,8 @@
 """What the lessons share: flags, and networks that are trained once."""
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinyadv import attacks, evaluate, layers, models, verify
+from tinyadv import attacks, evaluate, layers, models, optim, verify
 from tinyadv.balls import Linf
 from tinyadv.data import NAMES, Dataset, data_folder, load
 
@@ -52,6 +54,32 @@ def test_photographs_are_for_lessons_that_name_them(monkeypatch, capsys, how):
     assert arguments(monkeypatch, "--data", "cifar10", datasets=NAMES).data == "cifar10"
 
 
+def test_a_folder_that_cannot_be_written_is_noticed_at_the_start(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(SystemExit, match="2"):
+            arguments(monkeypatch, "--out", str(out))
+        assert f"cannot write to {out}" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results").touch()
+    assert arguments(monkeypatch, "--out", str(tmp_path / "out")).out == tmp_path / "out"
+    with pytest.raises(SystemExit, match="2"):
+        arguments(monkeypatch, "--record", "--out", str(tmp_path / "out"))
+    assert list((tmp_path / "out" / "figures").iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_end_costs_a_figure_and_not_the_lesson(
+    monkeypatch, capsys, tmp_path
+):
+    args = arguments(monkeypatch, "--record", "--out", str(tmp_path))
+    full_disk(monkeypatch)
+    common.save_figure(common.plt.figure(), args, "00_test")
+    assert "00_test.png" in (said := capsys.readouterr().err) and "full" in said
+    with pytest.raises(SystemExit, match="2"):
+        common.record(args, "00_test", {"a": 1})
+    assert "00_test.json" in capsys.readouterr().err
+
+
 # ---- networks that are trained once --------------------------------------------------------------
 
 
@@ -59,6 +87,13 @@ def test_photographs_are_for_lessons_that_name_them(monkeypatch, capsys, how):
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYADV_CACHE", str(tmp_path))
     return tmp_path
+
+
+def full_disk(monkeypatch):
+    def fsync(number):
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
 class Training:
@@ -144,6 +179,98 @@ def test_numbers_are_computed_once(tmp_path, monkeypatch):
     assert first == {"share": 0.5, "rows": [0, 1, 2]} and len(calls) == 1
     common.cached_numbers({"what": 2}, compute)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("content", ['{"what": ', "", "[1]", "3", "\0", "[" * 10**5])
+def test_broken_numbers_are_computed_again(cache, monkeypatch, capsys, content):
+    key, numbers = {"what": 1}, {"share": 0.5}
+    common.cached_numbers(key, lambda: numbers)
+    (file,) = cache.rglob("*.json")
+    file.write_text(content)
+    assert common.cached_numbers(key, lambda: numbers) == numbers
+    assert str(file) in (said := capsys.readouterr().err) and "computed again" in said
+    assert common.cached_numbers(key, lambda: pytest.fail("it is kept")) == numbers
+    # The same of what is recorded beside the lessons.
+    monkeypatch.setattr(common, "LESSONS", cache)
+    (cache / "results").mkdir()
+    (cache / "results" / "00_test.json").write_text(content)
+    args = arguments(monkeypatch, "--keep", "--out", str(cache), keep=True)
+    assert common.recorded(args, "00_test", key, lambda: numbers)["share"] == 0.5
+
+
+@pytest.mark.parametrize("seconds", [None, 3, {}, {"wall": "a", "cpu": 1}, {"wall": 1.0}])
+def test_broken_seconds_cost_no_training(cache, seconds):
+    train = Training()
+    get = lambda: common.cached_model({"a": 1}, lambda: models.mlp((4, 3)), train, seconds=True)
+    get()
+    (file,) = cache.rglob("*.npz")
+    state = common.load_state(file)
+    common.save_state(file, {**state, "seconds": seconds})
+    _, took = get()
+    assert train.times == 1 and np.isnan([took["wall"], took["cpu"]]).all()
+
+
+STEP = optim.Optimizer.step
+SMALL = {"network": ["fast_cnn", {"hidden": 5}], "defence": None, "epochs": 2}
+
+
+def small_training(monkeypatch, stop_at=None):
+    """A network trained by a recipe, and how many batches that took."""
+    monkeypatch.setattr(common, "RECIPES", {"small": SMALL})
+    x = np.random.default_rng(0).random((20, 1, 28, 28), np.float32)
+    data = Dataset("glyphs", x, np.arange(20) % 10, x, np.arange(20) % 10, tuple("0123456789"))
+    args, steps = SimpleNamespace(seed=0, quick=False, backend="numpy"), []
+
+    def counted(self, grads):
+        if len(steps) == stop_at:
+            raise KeyboardInterrupt
+        steps.append(1)
+        STEP(self, grads)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optim.Optimizer, "step", counted)
+        model, _ = common.defended(args, data, "small")
+    return {name: w.tobytes() for name, w in model.state_dict().items()}, len(steps)
+
+
+@pytest.mark.parametrize("broken", ["cut off", "epoch", "of another version"])
+def test_a_broken_state_of_a_training_costs_that_training_only(
+    cache, monkeypatch, capsys, tmp_path_factory, broken
+):
+    with pytest.raises(KeyboardInterrupt):
+        small_training(monkeypatch, stop_at=1)  # after the first of two epochs of a batch each
+    (file,) = cache.rglob("training/*.npz")
+    state = common.load_state(file)
+    if broken == "cut off":
+        file.write_bytes(file.read_bytes()[:999])
+    elif broken == "epoch":
+        common.save_state(file, {**state, "epoch": -3})
+    else:
+        common.save_state(file, {**state, "settings": {**state["settings"], "batch_size": 7}})
+    weights, steps = small_training(monkeypatch)
+    assert "the training begins again" in capsys.readouterr().err and steps == 2
+    monkeypatch.setenv("TINYADV_CACHE", str(tmp_path_factory.mktemp("cache")))
+    assert small_training(monkeypatch)[0] == weights
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("reason", ["full", "no folder"])
+def test_a_cache_that_cannot_be_written_is_not_needed(
+    cache, monkeypatch, capsys, tmp_path, tmp_path_factory, reason
+):
+    expected, _ = small_training(monkeypatch)
+    if reason == "full":
+        monkeypatch.setenv("TINYADV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        full_disk(monkeypatch)
+    else:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TINYADV_CACHE", str(tmp_path / "file"))
+    assert small_training(monkeypatch)[0] == expected
+    said = capsys.readouterr().err
+    assert "no state is kept" in said and "network could not be kept" in said
+    train = Training()
+    common.cached_model({"seed": 1}, lambda: models.mlp((4, 3)), train)
+    assert common.cached_numbers({"what": 1}, lambda: {"a": 1}) == {"a": 1} and train.times == 1
 
 
 @pytest.mark.filterwarnings("ignore::tinyadv.attacks.AttackWarning")  # of a watch on ten images
@@ -304,8 +431,18 @@ def test_weights_are_kept_rounded_to_half_precision(tmp_path, monkeypatch, capsy
     common.keep_weights(args, "small", model)
     kept = common.kept_weights(args, "small")
     assert repr(kept) == repr(model)
+    (file,) = tmp_path.rglob("*.npz")
+    state = common.load_state(file)
+    common.save_state(file, {**state, "network": ["slides_cnn", {}]})
+    with pytest.raises(SystemExit, match="2"):
+        common.kept_weights(args, "small")
     for a, b in zip(model.parameters(), kept.parameters(), strict=True):
         np.testing.assert_array_equal(a.value.astype(np.float16).astype(np.float32), b.value)
+    full_disk(monkeypatch)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        common.keep_weights(args, "small", model)
+    assert str(file) in (said := capsys.readouterr().err) and "full" in said
 
 
 def test_a_committee_is_the_mean_of_networks_that_are_trained_alike(cache, monkeypatch):
@@ -331,7 +468,7 @@ def test_a_kept_network_is_robust(name):
         pytest.skip("MNIST is not here, and a test does not download it")
     data = load("mnist")
     model = common.kept_weights(SimpleNamespace(backend="numpy"), name)
-    x, y = data.x_test[:300], data.y_test[:300]
+    x, y = data.x_test[::80], data.y_test[::80]
     assert evaluate.accuracy(model, x, y) > 0.98
     x_adv = attacks.pgd(model, x, y, ball=Linf(0.3), steps=20)
     assert 0.9 < evaluate.accuracy(model, x_adv, y) < 0.99

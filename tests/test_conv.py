@@ -7,10 +7,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyadv import Tensor, check_grads, conv, grad, ops, to_numpy
+
+on_each_backend = settings(max_examples=settings.default.max_examples // 2)
 
 # ---- loops ---------------------------------------------------------------------------------------
 
@@ -132,6 +134,7 @@ def equal(got, expected):
 # ---- the loops agree -----------------------------------------------------------------------------
 
 
+@on_each_backend
 @given(geometries(), layouts, layouts)
 def test_conv2d_and_its_adjoints_are_the_loops(xp, geometry, first, second):
     x, w, b, g, how = convolution_arrays(geometry)
@@ -143,6 +146,7 @@ def test_conv2d_and_its_adjoints_are_the_loops(xp, geometry, first, second):
     equal(conv.conv2d_dw(first(xp, x), second(xp, g), **dw), slow_conv2d_dw(x, g, **dw))
 
 
+@on_each_backend
 @given(geometries())
 def test_conv2d_is_one_trilinear_form_with_three_faces(xp, geometry):
     """⟨g, conv2d(x, w)⟩ = ⟨conv2d_dx(g, w), x⟩ = ⟨conv2d_dw(x, g), w⟩"""
@@ -157,6 +161,7 @@ def test_conv2d_is_one_trilinear_form_with_three_faces(xp, geometry):
     np.testing.assert_allclose([float(f) for f in faces], float(faces[0]), rtol=1e-9, atol=1e-9)
 
 
+@on_each_backend
 @given(geometries(padding=False), layouts, st.booleans())
 def test_pooling_is_the_loops(xp, geometry, layout, tiles):
     n, c, _, size, kernel, stride, _ = geometry
@@ -169,6 +174,7 @@ def test_pooling_is_the_loops(xp, geometry, layout, tiles):
     equal(conv.avg_pool2d_dx(layout(xp, g), **how), slow_avg_pool2d_dx(g, **how))
 
 
+@on_each_backend
 @given(geometries(padding=False), layouts)
 def test_max_pooling_gives_each_gradient_to_the_first_of_the_largest(xp, geometry, layout):
     n, c, _, size, kernel, stride, _ = geometry
@@ -185,6 +191,7 @@ def test_max_pooling_gives_each_gradient_to_the_first_of_the_largest(xp, geometr
     equal(grad(y, [t], xp.asarray(g))[0], expected)
 
 
+@on_each_backend
 @given(geometries(), layouts)
 def test_gradients_of_a_convolution_and_a_pooling_with_any_layout(xp, geometry, layout):
     x, w, b, _, how = convolution_arrays(geometry)
@@ -196,6 +203,25 @@ def test_gradients_of_a_convolution_and_a_pooling_with_any_layout(xp, geometry, 
     check_grads(network, [layout(xp, x), layout(xp, w), xp.asarray(b)])
 
 
+@pytest.mark.parametrize("stride", [None, 1])
+@pytest.mark.parametrize("place", range(6))
+def test_max_pooling_passes_on_nan_and_its_gradient(xp, place, stride):
+    x = np.array([3.0, 1.0, 2.0, 0.0, 5.0, 4.0])
+    x[place] = np.nan
+    x, how = x.reshape(1, 1, 2, 3), {"kernel_size": 2, "stride": stride}
+    t = Tensor(xp.asarray(x))
+    y = conv.max_pool2d(t, **how)
+    equal(y.value, slow_pool2d(np.max)(x, **how))
+    expected = np.zeros(6)
+    for _, _, window in windows((2, 3), 2, 2 if stride is None else stride):
+        pixels = np.arange(6).reshape(1, 1, 2, 3)[window].ravel()
+        expected[pixels[x[window].argmax()]] += 1  # argmax: the first NaN, if there is one
+    [g] = grad(y, [t], xp.ones(y.shape), create_graph=True)
+    equal(g.value.reshape(6), expected)
+    [taken] = grad(g, [t], xp.ones(x.shape))  # it is constant
+    equal(taken, np.zeros(x.shape))
+
+
 # ---- special cases -------------------------------------------------------------------------------
 
 
@@ -203,6 +229,15 @@ def test_a_1x1_convolution_mixes_channels_and_nothing_else(xp):
     x, w = normal(2, 3, 4, 5), normal(6, 3, 1, 1, seed=1)
     y = conv.conv2d(xp.asarray(x), xp.asarray(w))
     equal(y, np.einsum("nchw,oc->nohw", x, w[:, :, 0, 0]))
+
+
+def test_no_channels_and_no_filters(xp):
+    for c, o in (0, 3), (2, 0):
+        x, w = Tensor(xp.ones((2, c, 4, 4))), Tensor(xp.ones((o, c, 3, 3)))
+        y = conv.conv2d(x, w)
+        equal(y.value, np.zeros((2, o, 2, 2)))
+        dx, dw = grad(y.sum(), [x, w])
+        equal(dx, np.zeros(x.shape)), equal(dw, np.zeros(w.shape))
 
 
 def test_windows_as_large_as_the_image_leave_one_pixel(xp):
@@ -228,6 +263,8 @@ def test_what_is_computed_shares_no_memory_with_what_came_in():
         conv.conv2d_dx(x, w, size=(3, 3)),
         conv.conv2d_dw(x, x, kernel_size=(1, 1)),
         conv.avg_pool2d(x, kernel_size=1),
+        conv.max_pool2d(x, kernel_size=1),
+        conv.max_pool2d(x, kernel_size=1, stride=2),
         conv.avg_pool2d_dx(x, size=(3, 3), kernel_size=1),
     ]:
         assert not np.shares_memory(result, x)
@@ -257,12 +294,12 @@ X, W = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3))
         (lambda: conv.conv2d(X, W, stride=(1, 2, 3)), "stride must be"),
         (lambda: conv.conv2d(X, W, stride=(1, 1.5)), "stride must be"),
         (lambda: conv.conv2d(X, W, padding=-1), "padding must be an int ≥ 0"),
-        (lambda: conv.conv2d(X[:, :, :2], W), "height 3 does not fit .* height 2 with padding 0"),
-        (lambda: conv.conv2d(X[..., :2], W), "width 3 does not fit .* width 2"),
+        (lambda: conv.conv2d(X[:, :, :2], W), r"\(3, 3\) does not fit .* \(2, 8\) with padding"),
+        (lambda: conv.conv2d(X[..., :2], W), r"\(3, 3\) does not fit .* \(8, 2\)"),
         (lambda: conv.max_pool2d(X, kernel_size=0), "kernel_size must be an int ≥ 1"),
         (lambda: conv.max_pool2d(X, kernel_size=2, stride=0), "stride must be an int ≥ 1"),
-        (lambda: conv.max_pool2d(X, kernel_size=(9, 1)), "height 9 does not fit"),
-        (lambda: conv.avg_pool2d(X, kernel_size=(1, 9)), "width 9 does not fit"),
+        (lambda: conv.max_pool2d(X, kernel_size=(9, 1)), r"\(9, 1\) does not fit"),
+        (lambda: conv.avg_pool2d(X, kernel_size=(1, 9)), r"\(1, 9\) does not fit"),
     ],
 )
 def test_mistakes_are_answered_with_what_was_expected(call, message):
@@ -283,9 +320,18 @@ def test_mixed_precision_gives_the_higher_one():
     assert conv.conv2d(x, w).dtype == np.float64
 
 
-def test_the_adjoint_needs_a_size_that_fits():
-    with pytest.raises(ValueError, match=r"have \(4, 4\) windows.*got \(1, 3, 5, 4\)"):
-        conv.conv2d_dx(np.ones((1, 3, 5, 4)), np.ones((3, 1, 2, 2)), size=(5, 5))
+@pytest.mark.parametrize("shape", [(5, 4), (1, 4), (4, 1), (1, 1)])
+def test_the_adjoints_need_a_size_that_fits(shape):
+    x, w, g = np.ones((1, 1, 5, 5)), np.ones((3, 1, 2, 2)), np.ones((1, 3, *shape))
+    winners = [np.ones((1, 3, 4, 4), bool)] * 4
+    for call in [
+        lambda: conv.conv2d_dx(g, w, size=(5, 5)),
+        lambda: conv.conv2d_dw(x, g, kernel_size=(2, 2)),
+        lambda: conv.avg_pool2d_dx(g, size=(5, 5), kernel_size=2, stride=1),
+        lambda: conv.pool_put(g, winners, size=(5, 5), kernel_size=2, stride=1),
+    ]:
+        with pytest.raises(ValueError, match=r"have \(4, 4\) windows.*got \(1, 3, "):
+            call()
 
 
 @pytest.mark.parametrize("pool", [conv.max_pool2d, conv.avg_pool2d])

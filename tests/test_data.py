@@ -33,6 +33,7 @@ from tinyadv.data import (
     glyphs,
     load,
     random_shift,
+    readers,
 )
 from tinyadv.data.__main__ import main
 from tinyadv.data.readers import parse_cifar10, parse_idx, read_cifar10, unpack
@@ -186,6 +187,16 @@ def test_unpack_damaged(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(DataError, match=r"images\.gz is a damaged or cut-off gzip file"):
             unpack(path)
+
+
+def test_unpack_stops_at_more_than_any_data_set_has(tmp_path, monkeypatch):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(bytes(1000)))
+    monkeypatch.setattr(readers, "LARGEST", 1000)
+    assert unpack(path) == bytes(1000)
+    monkeypatch.setattr(readers, "LARGEST", 999)
+    with pytest.raises(DataError, match=r"unpacks to more than 999 bytes"):
+        unpack(path)
 
 
 def test_unpack_web_page(tmp_path):
@@ -458,7 +469,6 @@ def run_python(*arguments, **environment):
         env=os.environ | {"PYTHONIOENCODING": "utf-8"} | environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
     )
 
 
@@ -633,7 +643,7 @@ def test_cache_folder_that_cannot_be_written(few_glyphs, monkeypatch, tmp_path):
     assert list((tmp_path / "full" / "glyphs").iterdir()) == []
 
 
-def test_base_bitmaps(tmp_path):
+def test_base_bitmaps(monkeypatch, tmp_path):
     bitmaps = glyphs.base_bitmaps()
     assert (bitmaps.shape, bitmaps.dtype) == ((len(glyphs.FACES), 10, 28, 28), np.uint8)
     assert glyphs.BASE_FILE.stat().st_size < 25_000
@@ -644,8 +654,9 @@ def test_base_bitmaps(tmp_path):
     rows = bitmaps.any(3).sum(2)
     assert rows.min() >= 20 and rows.max() <= 22  # 20 pixels high, whichever way they fall
     # Made again by another matplotlib, the edges may differ a little.
+    monkeypatch.setattr(glyphs, "FACES", glyphs.FACES[::5])  # a face of each family
     made = glyphs.make_base_bitmaps(tmp_path / "bitmaps.npz")
-    assert abs(made.astype(int) - bitmaps).mean() < 2
+    assert abs(made.astype(int) - bitmaps[::5]).mean() < 2
     with np.load(tmp_path / "bitmaps.npz") as file:
         np.testing.assert_array_equal(file["bitmaps"], made)
 

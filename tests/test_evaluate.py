@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 import threading
+import warnings
 from functools import partial
 
 import numpy as np
@@ -144,6 +145,40 @@ def test_no_examples_have_no_predictions(xp):
     assert labels.shape == (0,) and labels.dtype == np.int64 and array_module(labels) is xp
 
 
+# ------------------------------------------------------------------------- logits that are NaN
+
+
+def lost(x, every=1):
+    """NaN among the logits of every second example, or of each; otherwise class 0."""
+    xp = array_module(x)
+    z = xp.zeros((len(x), 4))
+    z[:, 0] = 5
+    z[::every, -1] = np.nan
+    return z
+
+
+@pytest.mark.parametrize("every, right", [(1, 0), (2, 11)])
+@pytest.mark.parametrize("label", [0, 3])
+def test_nan_is_never_correct(every, right, label, xp):
+    model, x, y = partial(lost, every=every), xp.asarray(X), xp.full(23, label)
+    nothing = lambda model, x, y: x
+    for how in ({}, {"attack": nothing}, {"batch_size": 23}):
+        with pytest.warns(AttackWarning, match=rf"NaN for {23 - right} of 23") as caught:
+            assert accuracy(model, x, y, **how) == (right / 23 if label == 0 else 0)
+        assert [warning.filename for warning in caught] == [__file__]
+    for call in (
+        lambda: evaluate.robustness(model, x, y, {"none": nothing}),
+        lambda: evaluate.robustness_curve(model, x, y, lambda epsilon: nothing, [0.1]),
+    ):
+        with pytest.raises(ValueError, match=rf"NaN .*for {23 - right} of 23"):
+            call()
+
+
+def test_infinite_logits_are_predictions():
+    z = np.array([[0, np.inf], [-np.inf, 0], [np.inf, 0]])
+    assert accuracy(lambda x: z, np.zeros((3, 2)), [1, 1, 1]) == 2 / 3
+
+
 # ------------------------------------------------------------------------------- several attacks
 
 
@@ -243,16 +278,24 @@ def test_which_attack_broke_which_example():
         assert got.robust_accuracy == got.worst_case == pytest.approx(1 / 6)
 
 
-def test_nan_is_not_a_success():
+def test_nan_after_an_attack_is_misclassified_as_well():
     def lost(x):  # the logits of what the attack returns
         z = threshold(x)
         return np.where(x[:, :1] == 1, np.nan, z.value if isinstance(z, Tensor) else z)
 
-    attacks = {"lost": lambda model, x, y: np.ones_like(x)}
-    got = evaluate.robustness(lost, PIXELS, LABELS, attacks)
-    assert got.robust_accuracy == got.clean_accuracy == 5 / 6
+    whiten = lambda model, x, y: np.ones_like(x)
+    for ball, correct in ((None, 0), (Linf(1.0), 0), (Linf(1e-3), 5 / 6)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            got = evaluate.robustness(lost, PIXELS, LABELS, {"lost": whiten}, ball=ball)
+        assert got.robust_accuracy == correct and got.clean_accuracy == 5 / 6
+        assert [w.filename for w in caught] == [__file__] * (correct == 0)
+    with pytest.warns(AttackWarning, match="NaN for 5 .*'lost'"):
+        evaluate.robustness(lost, PIXELS, LABELS, {"lost": whiten}, cascade=True)
+    with pytest.warns(AttackWarning, match="NaN for 6 of 6"):
+        assert accuracy(lost, PIXELS, LABELS, whiten) == 0
     with pytest.raises(ValueError, match=r"NaN .* for 1 of 1 images"):
-        evaluate.robustness(lost, np.ones((1, 2)), LABELS[:1], attacks)
+        evaluate.robustness(lost, np.ones((1, 2)), LABELS[:1], {"lost": whiten})
 
 
 def test_an_attack_waits_for_the_device_twice(device):
@@ -404,7 +447,7 @@ def test_the_table_and_the_numbers():
     assert list(numbers["attacks"]["small"]) == [
         "accuracy", "success_rate", "median", "largest", "queries", "gradients", "seconds"
     ]  # fmt: skip
-    assert 0 <= numbers["attacks"]["small"]["seconds"] < 5
+    assert numbers["attacks"]["small"]["seconds"] >= 0
 
 
 @pytest.mark.parametrize(

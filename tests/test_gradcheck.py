@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyadv import hvp, jvp, models, ops, value_and_grad
+from tinyadv import check_grads, hvp, jvp, models, ops, to_numpy, value_and_grad
 from tinyadv.losses import cross_entropy
 
 close = np.testing.assert_allclose
@@ -71,6 +71,41 @@ def test_hvp_of_a_network_is_the_change_of_its_gradient():
     )
     for product, a, b in zip(got, up, down, strict=True):
         close(product, (a - b) / (2 * h), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("convert", [float, lambda x: [x], lambda x: np.array(x, ">f8")])
+def test_products_take_numbers_and_lists(convert):
+    inputs, v = [convert(2.0), convert(3.0)], [convert(1.0), convert(-1.0)]
+    value, tangent = jvp(lambda x, y: x * y, inputs, v)
+    close(np.reshape([value, tangent], -1), [6, 1])  # y - x
+    products = hvp(lambda x, y: (x * x * y).sum(), inputs, v)
+    close(np.reshape(products, -1), [2 * 3 - 2 * 2, 2 * 2])  # the Hessian is [[2y, 2x], [2x, 0]]
+
+
+def test_a_list_with_inputs_on_a_device(device):
+    value, tangent = jvp(lambda x: x * x, [device.asarray([1.0, 2.0])], [[1.0, 0.0]])
+    close(to_numpy(tangent), [2, 0])
+    assert type(value) is type(tangent) is device.ndarray
+
+
+@pytest.mark.parametrize("returned", [lambda x: x.value, lambda x: 1.0, lambda x: (x, x)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f: check_grads(f, [np.ones(2)]),
+        lambda f: jvp(f, [np.ones(2)], [np.ones(2)]),
+        lambda f: hvp(f, [np.ones(2)], [np.ones(2)]),
+    ],
+)
+def test_a_function_that_returns_no_tensor_is_named(call, returned):
+    with pytest.raises(
+        TypeError, match=r"f must return a Tensor and returned (ndarray|float|tuple)"
+    ):
+        call(returned)
+
+
+def test_check_grads_takes_either_byte_order():
+    check_grads(lambda x: ops.exp(x) * x, [np.ones(3, ">f8")])
 
 
 @pytest.mark.parametrize("product", [jvp, hvp])

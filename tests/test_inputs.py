@@ -1,6 +1,7 @@
 """What public functions accept and refuse, and that predictions record no tape."""
 
 import inspect
+import re
 import warnings
 
 import numpy as np
@@ -81,10 +82,29 @@ def test_checked_returns_what_it_was_given_on_the_backend_of_x(xp):
         assert array_module(found.y) is array_module(found.target) is xp
         same(to_numpy(found.y), Y)
         same(to_numpy(found.target), (Y + 1) % 4)
-    y = xp.asarray(Y)
-    assert inputs.checked(model, x, y).y is y and inputs.checked(model, x, y).target is None
+    y = xp.asarray(Y)  # a user's loss may write into the labels that it is given
+    assert inputs.checked(model, x, y).y is not y and inputs.checked(model, x, y).target is None
     wrong = inputs.checked(model, x, (Y + 1) % 4)  # labels need not be the predictions
     same(to_numpy(wrong.y), (Y + 1) % 4)
+
+
+@pytest.mark.parametrize(
+    ("logits", "got"),
+    [
+        ([[0.0] * 4] * 7, "list"),
+        (None, "NoneType"),
+        (np.zeros(7), r"\(7,\)"),
+        (np.zeros((6, 4)), r"\(6, 4\)"),
+        (np.zeros((7, 0)), r"\(7, 0\)"),
+        (np.zeros((7, 4), complex), "complex128"),
+        (np.zeros((7, 4), object), "object"),
+        (np.zeros((7, 4), np.longdouble), "128"),
+    ],
+)
+def test_what_is_not_logits_is_refused_wherever_it_is_needed(logits, got):
+    for function in (inputs.predict, inputs.all_logits, inputs.checked, inputs.checked_logits):
+        with pytest.raises(ValueError, match=rf"must return logits \(N, K\).* 7 images.*{got}"):
+            function(lambda x: logits if len(x) == 7 else logits[:1], X)
 
 
 @pytest.mark.parametrize("target", [2, np.int64(2)])
@@ -170,19 +190,88 @@ def test_errors_of_checked_logits():
         inputs.checked_logits(linear(), X, batch_size=0)
 
 
-def test_a_warning_points_to_the_caller_that_was_asked_for():
-    def outer(**how):
-        return inner(**how)
-
-    def inner(**how):
-        return inputs.checked_logits(lambda x: ops.softmax(linear()(x), axis=1), X, **how)
-
-    for stacklevel, function in ((3, inner), (4, outer)):
+def test_a_warning_points_to_the_line_that_called_the_library():
+    softmax = lambda x: ops.softmax(linear()(x), axis=1)
+    for call in (
+        lambda: inputs.checked_logits(softmax, X),
+        lambda: inputs.checked(softmax, X),
+        lambda: evaluate.robustness(softmax, X, Y, {"none": lambda model, x, y: x}),
+    ):
         with pytest.warns(AttackWarning, match="probabilities") as caught:
-            outer(stacklevel=stacklevel)
-        lines, start = inspect.getsourcelines(function)
-        assert caught[0].filename == __file__
-        assert start <= caught[0].lineno < start + len(lines)
+            call()
+        (line,) = {warning.lineno for warning in caught}
+        lines, start = inspect.getsourcelines(call)
+        assert caught[0].filename == __file__ and start <= line < start + len(lines)
+
+
+def test_a_warning_of_any_kind_and_with_no_caller_outside():
+    with pytest.warns(UserWarning, match="own kind") as caught:
+        inputs.warn("own kind", UserWarning)
+    assert caught[0].category is UserWarning and caught[0].filename == __file__
+
+
+def test_probabilities_of_any_precision_are_noticed():
+    z = np.random.default_rng(0).standard_normal((200, 100))
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    for dtype in (np.float16, np.float32, np.float64):
+        assert inputs.seem_probabilities(p.astype(dtype)), dtype
+        assert not inputs.seem_probabilities((p * 1.01).astype(dtype)), dtype
+    assert inputs.seem_probabilities(np.eye(3, dtype=int))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rounding_is_no_random_answer(dtype):
+    z = (100 * np.random.default_rng(0).standard_normal((5, 4))).astype(dtype)
+    once = lambda factor: inputs.logits_change(lambda x: (z * factor).astype(dtype), z, z)[0]
+    eps = float(np.finfo(dtype).eps)
+    assert not once(1 + 2 * eps) and once(1 + max(20 * eps, 2e-3))
+
+
+WRONG_NUMBERS = ["1", None, True, np.nan, np.inf, -1, [1.0], 1j]
+
+
+@pytest.mark.parametrize("wrong", WRONG_NUMBERS, ids=repr)
+@pytest.mark.parametrize("check", ["check_numbers", "check_positive", "check_shares"])
+def test_what_is_not_a_number_is_refused(check, wrong):
+    with pytest.raises(ValueError, match=rf"momentum must be .*got {re.escape(repr(wrong))}"):
+        getattr(inputs, check)(momentum=wrong)
+    for right in (0.5, 1, np.float32(0.5), np.int64(1), np.array(0.5)):
+        getattr(inputs, check)(momentum=right)
+
+
+def test_axes_of_length_0_are_no_images(xp):
+    for shape in [(0, 1, 3, 3), (2, 0, 3, 3), (2, 1, 0, 3), (0, 0), (2, 0)]:
+        with pytest.raises(ValueError, match=rf"x must be a batch.*{re.escape(str(shape))}"):
+            inputs.check_pixels(xp.zeros(shape, np.float32))
+
+
+def unsure(x):
+    """NaN for every other example, and class 0 for the rest."""
+    xp = array_module(x)
+    rows = xp.zeros((len(x), 4), np.float32)
+    rows[:, 0] = 1
+    rows[::2, 1] = np.nan
+    return rows
+
+
+def test_nan_is_no_prediction(xp):
+    labels = inputs.predict(unsure, xp.asarray(X))
+    assert labels.dtype == np.int64 and array_module(labels) is xp
+    same(to_numpy(labels), [-1, 0, -1, 0, -1, 0, -1])
+    nothing = lambda x: xp.full((len(x), 4), np.nan)
+    same(to_numpy(inputs.predict(nothing, xp.asarray(X))), -1)
+
+
+def test_nan_is_no_label(xp):
+    def nan_for_bright_ones(x):  # but not for the first one, which is looked at first
+        return linear(xp)(x) / (1 - ops.reshape(x, (len(x), -1))[:, :1])
+
+    nan_for_bright_ones.by_example = True
+    x = X.copy()
+    x[1:, :, 0, 0] = 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        with pytest.raises(ValueError, match=r"NaN or infinity for 6 of 7 images"):
+            pgd(nan_for_bright_ones, xp.asarray(x), steps=1)
 
 
 # ---- pixels --------------------------------------------------------------------------------------
@@ -323,7 +412,7 @@ class Centred(layers.Module):
 
 
 def normalised():
-    return layers.Sequential(layers.Flatten(), Centred(), layers.Dense(9, 4))
+    return layers.Sequential(layers.Flatten(), Centred(), layers.Dense(9, 4, rng=0))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Layers and networks: names and shapes that are PyTorch's, weights, seeds, devices, dtypes."""
 
+import collections
+
 import numpy as np
 import pytest
 import strict_cupy
@@ -273,6 +275,16 @@ def test_the_seed_of_a_layer(make):
     assert_same_weights(make(1), make(2), same=False)
 
 
+@pytest.mark.parametrize(
+    "make", [lambda **rng: Conv2d(2, 3, 3, **rng), lambda **rng: Dense(4, 3, **rng)]
+)
+def test_layers_without_a_seed_differ_and_models_are_the_same_by_default(make):
+    assert_same_weights(make(), make(), same=False)
+    assert_same_weights(make(rng=None), make(rng=None), same=False)
+    assert_same_weights(models.mlp(), models.mlp(rng=0))
+    assert_same_weights(models.mlp(rng=None), models.mlp(rng=None), same=False)
+
+
 @pytest.mark.parametrize("make", [lambda **how: Conv2d(1, 2, 3, **how), models.mlp])
 def test_unknown_init(make):
     with pytest.raises(ValueError, match=r"init must be one of .*he_normal.*got 'lecun'"):
@@ -349,6 +361,32 @@ def test_dense(bias, xp):
 def test_dense_says_what_it_takes(shape):
     with pytest.raises(ValueError, match=r"Dense\(4, 3\) takes \(N, 4\), got .*put Flatten\(\)"):
         Dense(4, 3)(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Dense(0, 3),
+        lambda: Dense(3, 0),
+        lambda: Dense(3.0, 2),
+        lambda: Conv2d(0, 1, 3),
+        lambda: Conv2d(1, -1, 3),
+        lambda: models.fast_cnn(width=0),
+        lambda: models.mlp((4, 0, 3)),
+    ],
+)
+def test_layers_have_inputs_and_outputs(make):
+    with pytest.raises(ValueError, match=r"(inputs|outputs) must be an integer ≥ 1"):
+        make()
+
+
+def test_logits_in_half_precision_are_averaged_in_single():
+    x = Tensor(np.full((2, 3), 60_000, np.float16))
+    y = Average(Flatten(), Flatten(), Flatten())(x)
+    [g] = grad(y, [x], np.ones((2, 3)))
+    assert y.dtype == g.dtype == np.float16
+    np.testing.assert_array_equal(y.value, x.value)
+    np.testing.assert_allclose(g, 1, rtol=1e-3)
 
 
 def test_layers_refuse_what_their_operations_refuse():
@@ -447,7 +485,7 @@ class Centre(Module):
 def test_a_layer_that_looks_at_the_batch_gets_it_whole(wrap):
     x = RNG.random((40, 1, 6, 6), np.float32)
     centre = Centre()
-    out = Sequential(Conv2d(1, 2, 3), wrap(centre))(x)
+    out = Sequential(Conv2d(1, 2, 3, rng=0), wrap(centre))(x)
     assert centre.sizes == [40]
     assert out.shape == (40, 2, 4, 4)
     np.testing.assert_allclose(out.value.mean(0), 0, atol=1e-5)
@@ -456,7 +494,7 @@ def test_a_layer_that_looks_at_the_batch_gets_it_whole(wrap):
 def test_predictions_and_accuracy_are_those_of_the_batch_that_was_given():
     x, y = RNG.random((1100, 1, 6, 6), np.float32), RNG.integers(0, 2, 1100)
     centre = Centre()
-    model = Sequential(Conv2d(1, 2, 3), centre, Flatten(), Dense(32, 2))
+    model = Sequential(Conv2d(1, 2, 3, rng=0), centre, Flatten(), Dense(32, 2, rng=0))
     predicted = evaluate.predict(model, x)
     assert centre.sizes == [1100]
     np.testing.assert_array_equal(predicted, model(x).value.argmax(1))
@@ -503,7 +541,7 @@ def test_a_new_call_does_not_inherit_the_promise_to_treat_examples_alone():
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_a_network_is_cut_once_at_the_outermost_level(depth, monkeypatch):
     """However deep the convolution lies; the pieces are not cut again."""
-    inner = Sequential(Conv2d(1, 2, 3), ReLU())
+    inner = Sequential(Conv2d(1, 2, 3, rng=0), ReLU())
     for _ in range(depth):
         inner = Sequential(ReLU(), inner)
     cut = []
@@ -549,32 +587,44 @@ def test_a_frozen_network_computes_the_same_and_records_nothing(model):
 
 
 def test_a_frozen_network_shares_its_weights():
-    model = Sequential(Dense(4, 2))
+    model = Sequential(Dense(4, 2, rng=0))
     frozen = model.frozen()
     model[0].weight.value[:] = 1.0
     np.testing.assert_array_equal(frozen(VECTORS), model(VECTORS).value)
 
 
-def test_modules_within_lists_and_dictionaries_are_frozen():
+@pytest.mark.parametrize(
+    "make",
+    [
+        dict,
+        collections.OrderedDict,
+        lambda **parts: collections.defaultdict(list, **parts),
+        collections.namedtuple("Parts", ["body", "scale"]),
+    ],
+)
+def test_modules_within_lists_and_dictionaries_are_frozen(make):
     class Residual(Module):
         by_example = True
 
         def __init__(self):
-            self.parts = {"body": [Dense(4, 4), ReLU()], "scale": Tensor(np.ones(1, np.float32))}
+            self.parts = make(body=[Dense(4, 4), ReLU()], scale=Tensor(np.ones(1, np.float32)))
             self.calls = []
 
         def __call__(self, x):
             self.calls.append(len(x))
+            named = isinstance(self.parts, dict)
+            layers, scale = self.parts.values() if named else self.parts
             body = x
-            for layer in self.parts["body"]:
+            for layer in layers:
                 body = layer(body)
-            return x + self.parts["scale"] * body
+            return x + scale * body
 
     model = Residual()
     out = model.frozen()(VECTORS)
     assert isinstance(out, np.ndarray) and model.calls == [len(VECTORS)]
     np.testing.assert_array_equal(out, model(VECTORS).value)
-    assert isinstance(model.parts["scale"], Tensor)
+    assert type(model.frozen().parts) is type(model.parts)
+    assert len(model.parameters()) == 3
 
 
 def test_a_module_that_promises_nothing_is_not_frozen():
@@ -615,6 +665,116 @@ def test_sequential_is_a_sequence():
     assert repr(model) == "Sequential(\n  (0) Dense(4, 6)\n  (1) ReLU()\n  (2) Dense(6, 2)\n)"
 
 
+# ---- what is a parameter ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "prefix"), [(Sequential, ""), (Average, "members.")], ids=["Sequential", "Average"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_subclass_of_a_container_adds_parameters(base, prefix, first, monkeypatch):
+    class Own(base):
+        def __init__(self):
+            if first:
+                self.scale = Tensor(np.full(1, 2, np.float32))
+            super().__init__(Dense(4, 3, rng=1), ReLU() if base is Sequential else Dense(4, 3))
+            if not first:
+                self.scale = Tensor(np.full(1, 2, np.float32))
+            self.more = {"head": [Sequential(Dense(3, 2, rng=2))]}
+
+        def __call__(self, x):
+            return self.more["head"][0](self.scale * super().__call__(x))
+
+    model = Own()
+    held = [f"{prefix}0.weight", f"{prefix}0.bias"]
+    held += [f"{prefix}1.weight", f"{prefix}1.bias"] * (base is Average)
+    head = ["more.head.0.0.weight", "more.head.0.0.bias"]
+    assert list(model.state_dict()) == (
+        ["scale", *held, *head] if first else [*held, "scale", *head]
+    )
+    gradients = grad(ops.sum(model(VECTORS)), model.parameters(), unused="raise")
+    assert len(gradients) == len(held) + 3
+    assert model.more["head"][0][0] in list(model.modules())
+    assert model.astype(np.float64).scale.dtype == np.float64
+    monkeypatch.setattr(layers, "get_backend", lambda name: strict_cupy)
+    assert array_module(model.to("cupy").scale.value) is strict_cupy
+    other = Own()
+    other.load_state_dict({name: 2 * a for name, a in model.state_dict().items()})
+    assert other.scale.value == 4
+    other.by_example = True  # all it computes is example by example
+    frozen = type("Promised", (Own,), {"by_example": True})().frozen()
+    assert isinstance(frozen.scale, np.ndarray) and frozen.parameters() == []
+    assert isinstance(frozen(VECTORS), np.ndarray)
+
+
+class Remembers(Module):
+    """Keeps what it last computed, in three ways."""
+
+    def __init__(self):
+        self.dense = Dense(4, 2, rng=1)
+        self.last, self.all, self.named = None, [], {}
+
+    def __call__(self, x):
+        self.last = self.named["y"] = self.dense(x)
+        self.all.append(self.last)
+        return ops.relu(self.last)
+
+
+def test_an_activation_kept_as_an_attribute_is_not_a_parameter():
+    model = Sequential(Remembers(), Remembers())[:1]
+    before = model.state_dict()
+    for x in VECTORS, Tensor(VECTORS):
+        model(x)
+        assert list(model.state_dict()) == list(before) == ["0.dense.weight", "0.dense.bias"]
+    assert model.parameters() == Sequential(model[0].dense).parameters()
+    model.load_state_dict(before)
+
+
+class Child(Module):
+    by_example = True
+
+    def __init__(self, rng):
+        self.dense, self.parent, self.sibling = Dense(4, 4, rng=rng), None, None
+
+    def __call__(self, x):
+        return self.dense(x)
+
+
+def test_modules_that_refer_to_each_other():
+    first, second = Child(1), Child(2)
+    net = Sequential(first, second)
+    net.itself, first.parent, second.parent = [net], net, {"of": net}
+    first.sibling = second
+    own = ["dense.weight", "dense.bias"]
+    names = [f"{path}.{name}" for path in ("0", "0.sibling", "1") for name in own]
+    assert list(net.state_dict()) == names
+    assert net.parameters() == [p for child in (first, second) for p in child.dense.parameters()]
+    assert {id(m) for m in net.modules()} == {
+        id(m) for m in (net, first, second, first.dense, second.dense)
+    }
+    assert first.parameters() and net.by_example and parallel.may_cut(net)
+    frozen = net.frozen()
+    assert frozen.itself[0] is frozen and frozen[0].parent is frozen
+    assert frozen[0].sibling is frozen[1] and frozen.parameters() == []
+    np.testing.assert_array_equal(frozen(VECTORS), net(VECTORS).value)
+    net.astype(np.float64).load_state_dict(net.state_dict())
+    assert net(VECTORS).dtype == np.float64
+
+
+@pytest.mark.parametrize("make", [Sequential, Average])
+def test_a_container_may_be_told_to_keep_the_batch_whole(make):
+    model = make(Conv2d(1, 2, 3, rng=1))
+    assert model.by_example and parallel.may_cut(model)
+    model.by_example = False
+    assert not model.by_example and not parallel.may_cut(model)
+    assert not parallel.may_cut(Sequential(model))
+    x = RNG.random((40, 1, 6, 6), np.float32)
+    if make is Sequential:
+        assert model(Tensor(x)).operation is not parallel.by_examples
+    model.by_example = True
+    assert parallel.may_cut(model)
+
+
 # ---- weights in and out -------------------------------------------------------------------------
 
 
@@ -640,9 +800,10 @@ def without(name):
         (without("3.bias"), r"belong to another network: missing \['3.bias'\], unknown \[\]"),
         (lambda state: state | {"5.weight": np.zeros(1)}, r"missing \[\], unknown \['5.weight'\]"),
         (lambda state: state | {"3.bias": np.zeros(4)}, r"3.bias has shape \(4,\).*needs \(3,\)"),
-        (lambda state: state | {"3.bias": np.array(["a", "b", "c"])}, "could not convert"),
+        (lambda state: state | {"3.bias": np.array(["a", "b", "c"])}, "3.bias holds <U1"),
+        (lambda state: state | {"3.bias": np.full(3, 1j)}, "3.bias holds complex128"),
     ],
-    ids=["missing", "unknown", "shape", "text"],
+    ids=["missing", "unknown", "shape", "text", "complex"],
 )
 def test_weights_of_another_network_change_nothing(change, message):
     model = models.mlp((4, 5, 3), rng=1)
@@ -705,3 +866,11 @@ def test_astype(xp):
     double = model(x.astype(np.float64))
     assert double.dtype == np.float64
     np.testing.assert_allclose(to_numpy(double), single, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [int, "int8", bool, complex])
+def test_parameters_are_floating_point_numbers(dtype):
+    model = models.mlp((4, 3), rng=1)
+    with pytest.raises(TypeError, match="between floating-point types"):
+        model.astype(dtype)
+    assert_same_weights(model, models.mlp((4, 3), rng=1))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import strict_cupy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyadv import Tensor, check_grads, grad, losses, models, to_numpy
@@ -18,6 +18,7 @@ from tinyadv.losses import (
 )
 
 close = np.testing.assert_allclose
+on_each_backend = settings(max_examples=settings.default.max_examples // 2)
 
 
 def softmax(z):
@@ -86,6 +87,7 @@ def targets_for(loss, batch):
 
 
 @every_loss
+@on_each_backend
 @given(batch=batches())
 def test_every_loss_is_its_formula(xp, loss, batch):
     z, classes = batch[0], targets_for(loss, batch)
@@ -108,6 +110,7 @@ def test_reductions_are_over_the_examples(loss, batch):
 
 
 @every_loss
+@on_each_backend
 @given(batch=batches())
 def test_gradients_agree_with_finite_differences(xp, loss, batch):
     z, classes = batch[0], targets_for(loss, batch)
@@ -125,6 +128,7 @@ def test_values_and_gradients_keep_the_precision_of_the_logits(xp, loss, dtype):
 # ---- labels that are probabilities ---------------------------------------------------------------
 
 
+@on_each_backend
 @given(batch=batches(), seed=st.integers(0, 10_000))
 def test_soft_cross_entropy_is_a_divergence_and_an_entropy(xp, batch, seed):
     z, (n, k) = batch[0], batch[0].shape
@@ -142,6 +146,13 @@ def test_soft_cross_entropy_is_a_divergence_and_an_entropy(xp, batch, seed):
 def test_soft_cross_entropy_of_sure_labels_is_cross_entropy(batch):
     z, labels, _ = batch
     close(soft_cross_entropy(z, one_hot(labels, z)), cross_entropy(z, labels), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64])
+def test_soft_cross_entropy_takes_labels_of_any_type(xp, dtype):
+    z = Tensor(xp.asarray([[0.0, 1.0, 2.0]]))
+    loss = soft_cross_entropy(z, xp.asarray(np.eye(3)[[0]].astype(dtype)))
+    close(to_numpy(loss), np.log(1 + np.e + np.e**2))
 
 
 def test_soft_cross_entropy_is_lowest_where_the_answer_is_the_label(xp):
@@ -231,6 +242,103 @@ def test_cross_entropy_of_saturated_logits_is_their_difference(xp, dtype):
     close(to_numpy(each), [0, 2e4])
     [g] = grad(each.sum(), [z])
     close(to_numpy(g), [[0, 0, 0], [1, -1, 0]])
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_equal_logits_give_finite_losses_and_gradients(xp, loss, dtype):
+    z = Tensor(xp.ones((2, 5), dtype))
+    value = loss(z, *[[0, 1], [2, 2]][: 1 + (loss is dlr_targeted)])
+    [g] = grad(value, [z])
+    assert value.dtype == g.dtype == dtype
+    assert np.isfinite(to_numpy(value)) and np.isfinite(to_numpy(g)).all()
+    if loss in (margin, dlr, dlr_targeted):
+        assert to_numpy(value) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_dlr_of_several_largest_logits_is_finite(xp, dtype):
+    z = Tensor(xp.asarray(np.array([[9, 9, 9, 9, -9]], dtype)))
+    for value in dlr(z, [4]), dlr_targeted(z, [4], [0]):
+        assert to_numpy(value) > 500
+        assert np.isfinite(to_numpy(grad(value, [z])[0])).all()
+
+
+@every_loss
+def test_half_precision_is_close_to_double_precision(xp, loss):
+    rng = np.random.default_rng(0)
+    z = rng.permuted(np.tile(np.arange(-2.5, 3), (3000, 1)), axis=1)  # no two close to each other
+    z, labels = (z + rng.uniform(-0.4, 0.4, z.shape)).astype(np.float16), rng.integers(0, 6, 3000)
+    classes = [labels, (labels + 1) % 6] if loss is dlr_targeted else [labels]
+    wide, t = Tensor(z.astype(float)), Tensor(xp.asarray(z))
+    exact, value = loss(wide, *classes), loss(t, *classes)
+    close(to_numpy(value).astype(float), exact.value, rtol=5e-3, atol=5e-3)
+    (g,), (half,) = grad(exact, [wide]), grad(value, [t])
+    close(to_numpy(half).astype(float), g, rtol=0.1, atol=0.05 * abs(g).max())
+
+
+# ---- infinite logits, and no examples ------------------------------------------------------------
+
+E = np.e
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("loss", "value", "gradient"),
+    [
+        (cross_entropy, np.log(1 + E), [-E / (1 + E), E / (1 + E), 0, 0]),  # 1.3133
+        (margin, 1, [-1, 1, 0, 0]),
+        (dlr, 0, [0, 0, 0, 0]),  # the third is -inf: an infinite spread
+        (soft_cross_entropy, np.log(1 + E), [-E / (1 + E), E / (1 + E), 0, 0]),
+    ],
+)
+def test_a_logit_of_minus_infinity_of_another_class(xp, loss, value, gradient, dtype):
+    z = Tensor(xp.asarray(np.array([[0, 1, -np.inf, -np.inf]], dtype)))
+    y = loss(z, xp.asarray(np.eye(4, dtype=dtype)[:1]) if loss is soft_cross_entropy else [0])
+    close(to_numpy(y).astype(float), value, rtol=2e-3)
+    [g] = grad(y, [z], create_graph=True)
+    close(to_numpy(g)[0].astype(float), gradient, atol=1e-3)
+    [h] = grad((g * xp.asarray(np.array([[1, 2, 3, 4]], dtype))).sum(), [z])
+    assert np.isfinite(to_numpy(h)).all()
+
+
+def test_the_targeted_ratio_ignores_infinite_logits_of_other_classes(xp):
+    z = Tensor(xp.asarray([[0.0, 1.0, 3.0, 2.0, -np.inf]]))
+    y = dlr_targeted(z, [0], [1])
+    close(to_numpy(y), -(0 - 1) / (3 - (1 + 0) / 2))
+    assert np.isfinite(to_numpy(grad(y, [z])[0])).all()
+
+
+def test_soft_labels_of_probability_0(xp):
+    """Also where they are tensors, whose gradient is the logarithm."""
+    z = Tensor(xp.asarray([[0.0, 1.0, -np.inf], [0.0, 1.0, 2.0]]))
+    p = Tensor(xp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    y = soft_cross_entropy(z, p, "none")
+    close(to_numpy(y), [np.log(1 + E), np.log(1 + E + E**2) - 1])
+    dz, dp = (to_numpy(g) for g in grad(y.sum(), [z, p]))
+    close(dz[0], [-E / (1 + E), E / (1 + E), 0])
+    close(dp, [[np.log(1 + E), np.log(1 + E) - 1, 0], np.log(1 + E + E**2) - np.arange(3)])
+    assert np.isnan(to_numpy(soft_cross_entropy(xp.asarray([[np.nan, 0.0]]), xp.ones((1, 2)))))
+
+
+def test_the_label_itself_at_minus_infinity_is_an_infinite_loss(xp):
+    z = Tensor(xp.asarray([[0.0, -np.inf]]))
+    y = cross_entropy(z, [1])
+    assert to_numpy(y) == np.inf
+    close(to_numpy(grad(y, [z])[0]), [[1, -1]])
+    assert to_numpy(soft_cross_entropy(z, xp.asarray([[0.5, 0.5]]))) == np.inf
+
+
+@every_loss
+def test_the_loss_of_no_example(xp, loss):
+    """As in PyTorch: the mean of nothing is NaN, the sum 0, the gradient empty."""
+    z = Tensor(xp.zeros((0, 5), np.float32))
+    for labels in [], np.zeros(0, int):
+        classes = [labels] * (1 + (loss is dlr_targeted))
+        assert np.isnan(to_numpy(loss(z, *classes)))
+        assert to_numpy(loss(z, *classes, "sum")) == 0
+        assert loss(z, *classes, "none").shape == (0,)
+        assert grad(loss(z, *classes), [z])[0].shape == (0, 5)
 
 
 # ---- labels --------------------------------------------------------------------------------------

@@ -12,12 +12,23 @@ import sys
 import numpy as np
 import pytest
 import strict_cupy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tinyadv
-from tinyadv import Tensor, check_grads, conv, defvjp, grad, ops, primitive, tensor, to_numpy
+from tinyadv import (
+    Tensor,
+    array_module,
+    check_grads,
+    conv,
+    defvjp,
+    grad,
+    ops,
+    primitive,
+    tensor,
+    to_numpy,
+)
 from tinyadv.tensor import PRIMITIVES, value_of
 
 # ---- what arguments are made of: functions of Hypothesis's `draw` --------------------------------
@@ -125,6 +136,11 @@ def where(draw):
     shape = np.broadcast_shapes(np.shape(a), np.shape(b))
     shape = draw(hnp.mutually_broadcastable_shapes(num_shapes=1, base_shape=shape)).input_shapes[0]
     return (np.asarray(seed(draw).random(shape) < 0.5), a, b), {}
+
+
+def masked(draw):
+    x, mask = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=3)).input_shapes
+    return (anything(draw, x), np.asarray(seed(draw).random(mask) < 0.5)), {}
 
 
 def clip(draw):
@@ -247,6 +263,7 @@ def pooling(face):
 
 
 CASES = {
+    "masked": masked,
     "reshape": reshape,
     "transpose": transpose,
     "broadcast_to": broadcast_to,
@@ -297,7 +314,9 @@ CASES = {
 # What is linear, and in which arguments: in each alone, in some together, in all together.
 FIRST, EACH, ALL = ((0,),), ((0,), (1,)), (range(9),)
 LINEAR = {
-    **dict.fromkeys("reshape transpose broadcast_to astype sum getitem put_at".split(), FIRST),
+    **dict.fromkeys(
+        "reshape transpose broadcast_to astype sum getitem put_at masked".split(), FIRST
+    ),
     **dict.fromkeys("divide avg_pool2d avg_pool2d_dx pool_take pool_put".split(), FIRST),
     **dict.fromkeys("multiply _matmul dense_dx dense_dw conv2d_dx conv2d_dw".split(), EACH),
     **dict.fromkeys("add subtract negative _concatenate".split(), ALL),
@@ -323,6 +342,7 @@ def test_every_primitive_has_a_case():
 
 
 every_primitive = pytest.mark.parametrize("name", CASES)
+fewer = settings(max_examples=settings.default.max_examples // 4)  # where many are alike
 
 
 # ---- tools ---------------------------------------------------------------------------------------
@@ -412,6 +432,7 @@ def test_derivatives_agree_with_finite_differences(name, data):
 
 
 @every_primitive
+@fewer
 @given(data=st.data())
 def test_derivatives_pass_check_grads(name, data):
     call = Call(name, *CASES[name](data.draw))
@@ -419,6 +440,7 @@ def test_derivatives_pass_check_grads(name, data):
 
 
 @every_primitive
+@fewer
 @given(data=st.data())
 def test_a_tensor_holds_what_the_arrays_give_and_nothing_is_changed(name, data):
     call = Call(name, *CASES[name](data.draw))
@@ -432,25 +454,29 @@ def test_a_tensor_holds_what_the_arrays_give_and_nothing_is_changed(name, data):
 
 
 @every_primitive
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@fewer
 @given(data=st.data())
-def test_float32_stays_float32_in_values_and_gradients_of_any_order(name, data):
-    def single(x):
-        return x.astype(np.float32) if x.dtype == np.float64 else x
+def test_values_and_gradients_of_any_order_keep_their_precision(name, dtype, data):
+    def lower(x):
+        return x.astype(dtype) if x.dtype == np.float64 else x
 
-    args, kwargs = convert(CASES[name](data.draw), single)
-    args = [np.dtype(np.float32) if isinstance(x, np.dtype) else x for x in args]
+    args, kwargs = convert(CASES[name](data.draw), lower)
+    args = [np.dtype(dtype) if isinstance(x, np.dtype) else x for x in args]
     call = Call(name, args, kwargs)
-    assert call.f(*call.inputs).dtype == np.float32
+    assert call.f(*call.inputs).dtype == dtype
     tensors = [Tensor(x) for x in call.inputs]
-    y = call.f(*tensors)
-    first = grad((y * y).sum(), tensors, create_graph=True)
-    second = grad(sum((g * g).sum() for g in first), tensors)
-    for gradient in (grad(y, tensors, np.ones(y.shape, np.float32)), first, second):
+    with np.errstate(all="ignore"):  # squares that float16 does not hold
+        y = call.f(*tensors)
+        first = grad((y * y).sum(), tensors, create_graph=True)
+        second = grad(sum((g * g).sum() for g in first), tensors)
+    for gradient in (grad(y, tensors, np.ones(y.shape, dtype)), first, second):
         for g, x in zip(gradient, call.inputs, strict=True):
-            assert (g.dtype, g.shape) == (np.float32, x.shape)
+            assert (g.dtype, g.shape) == (dtype, x.shape)
 
 
 @every_primitive
+@fewer
 @given(data=st.data())
 def test_a_device_gives_the_same_and_never_waits(name, device, data):
     args, kwargs = CASES[name](data.draw)
@@ -469,6 +495,7 @@ def test_a_device_gives_the_same_and_never_waits(name, device, data):
 
 
 @pytest.mark.parametrize("name", LINEAR)
+@fewer
 @given(data=st.data())
 def test_gradients_of_linear_operations_are_adjoints(name, data):
     """⟨u, A x⟩ = ⟨Aᵀu, x⟩"""
@@ -551,6 +578,155 @@ def test_a_small_network_is_right_to_third_order(xp):
         return ops.log_softmax(ops.reshape(y, (2, -1)))
 
     check_grads(network, [xp.asarray(x), xp.asarray(w)], order=3, tolerance=(1e-6, 1e-6, 1e-5))
+
+
+# ---- a mask is no product: 0 · ∞ -----------------------------------------------------------------
+
+
+def like(x, numbers):
+    return array_module(x.value).asarray(np.array(numbers, x.dtype))
+
+
+def images(*pixels):
+    return np.array(pixels).reshape(1, 1, 2, -1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("f", "x", "at"),  # √f has an infinite slope at 0, and x has no influence on f at these places
+    [
+        (ops.relu, [-1.0, 0.0, 4.0], [0, 1]),
+        (lambda x: ops.leaky_relu(x, 0.0), [-1.0, 4.0], [0]),
+        (ops.abs, [0.0, 4.0], [0]),
+        (lambda x: ops.clip(x, 0, 1), [-1.0, 0.5], [0]),
+        (lambda x: ops.maximum(x, 0), [-1.0, 4.0], [0]),
+        (lambda x: ops.maximum(0, x), [-1.0, 0.0, 4.0], [0, 1]),
+        (lambda x: -ops.minimum(-x, 0), [-1.0, 4.0], [0]),
+        (lambda x: -ops.minimum(0, -x), [-1.0, 0.0, 4.0], [0, 1]),
+        (lambda x: ops.where(x > 0, x, 0), [-1.0, 4.0], [0]),
+        (lambda x: ops.where(x <= 0, 0, x), [-1.0, 4.0], [0]),
+        (lambda x: x**0 - 1, [-1.0, 0.0, 4.0], [0, 1, 2]),
+        (lambda x: x ** like(x, [0, 0, 0, 1]) - like(x, [1, 1, 1, 0]),
+         [-1.0, 0.0, np.inf, 4.0], [0, 1, 2]),
+        (lambda x: ops.masked(x, x > 0), [-1.0, 4.0], [0]),
+        (lambda x: ops.max(x, axis=0), [-1.0, 0.0, -2.0], [0, 2]),
+        (lambda x: ops.min(x, axis=0), [1.0, 0.0, 2.0], [0, 2]),
+        (lambda x: ops.max_pool2d(x, kernel_size=2), images(-1.0, -1.0, 0.0, -1.0), [0, 1, 3]),
+        (
+            lambda x: ops.max_pool2d(x, kernel_size=2, stride=1),
+            images(-1.0, -1.0, -1.0, -1.0, 0.0, -1.0),
+            [0, 1, 2, 3, 5],
+        ),
+    ],
+)  # fmt: skip
+def test_an_infinite_slope_stops_where_the_input_has_no_influence(xp, f, x, at, dtype):
+    t = Tensor(xp.asarray(np.array(x, dtype)))
+    with np.errstate(all="ignore"):
+        y = ops.sqrt(f(t))
+        [first] = grad(y, [t], xp.ones(y.shape, dtype), create_graph=True)
+        [second] = grad(first, [t], xp.ones(t.shape, dtype))
+    for g in first, second:
+        np.testing.assert_array_equal(to_numpy(g).reshape(-1)[at], 0)
+
+
+def test_logsumexp_of_minus_infinity_has_a_finite_gradient(xp):
+    x = Tensor(xp.asarray([[-np.inf, -np.inf], [0.0, -np.inf]]))
+    with np.errstate(divide="ignore"):
+        y = ops.logsumexp(x, axis=1)
+    [g] = grad(y, [x], xp.ones(2))
+    np.testing.assert_array_equal(to_numpy(y), [-np.inf, 0])
+    np.testing.assert_array_equal(to_numpy(g), [[0, 0], [1, 0]])
+
+
+def test_the_exponent_of_a_power_of_0_has_no_gradient(xp):
+    b = Tensor(xp.asarray([-1.0, 0.0, 2.0]))
+    with np.errstate(all="ignore"):
+        [g] = grad((0.0**b).sum(), [b])
+        [h] = grad((xp.asarray([0.0, 0.0, 0.0]) ** b).sum(), [b])
+    np.testing.assert_array_equal([to_numpy(g), to_numpy(h)], 0)
+
+
+@pytest.mark.parametrize("a", [0.5, 2.0])
+def test_a_power_of_0_has_its_mixed_derivative(xp, a):
+    x, b = Tensor(xp.asarray([a])), Tensor(xp.asarray([0.0]))
+    [slope] = grad(x**b, [x], create_graph=True)  # b · xᵇ⁻¹
+    [mixed] = grad(slope, [b])
+    np.testing.assert_allclose([to_numpy(slope), to_numpy(mixed)], [[0], [1 / a]])
+
+
+def test_a_longer_precision_has_no_gradient():
+    x = Tensor(np.ones(2, np.longdouble))
+    if x.dtype != np.float64:  # as on Windows
+        with pytest.raises(TypeError, match="float16, float32 or float64"):
+            grad(ops.relu(x).sum(), [x])
+
+
+def test_masked_leaves_every_bit_of_what_it_keeps(xp):
+    x = np.array([-0.0, np.inf, -np.inf, np.nan, 1e-45, 3.0], np.float32)
+    for mask, expected in (np.ones(6, bool), x), (np.zeros(6, bool), np.zeros(6, np.float32)):
+        got = to_numpy(ops.masked(xp.asarray(x), xp.asarray(mask)))
+        assert got.tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(ops.masked(x.astype(">f4"), x > 0), [0, np.inf, 0, 0, x[4], 3])
+
+
+@pytest.mark.parametrize("mask", [np.array([1, 0]), np.array([1.0, 0.0])])
+def test_masked_takes_no_numbers_for_a_mask(xp, mask):
+    with pytest.raises(TypeError, match="mask of bool"):
+        ops.masked(Tensor(xp.ones(2)), xp.asarray(mask))
+
+
+@pytest.mark.parametrize("function", [ops.max, lambda x, **how: -ops.min(-x, **how)])
+def test_the_gradient_of_a_largest_element_that_is_nan_goes_to_it(xp, function):
+    x = Tensor(xp.asarray([[1.0, np.nan, 3.0], [2.0, 2.0, 1.0]]))
+    y = function(x, axis=1)
+    np.testing.assert_array_equal(to_numpy(y), [np.nan, 2])
+    [g] = grad(y.sum(), [x])
+    np.testing.assert_array_equal(to_numpy(g), [[0, 1, 0], [0.5, 0.5, 0]])
+
+
+# ---- in float16 sums neither overflow nor get stuck ----------------------------------------------
+
+HALF = np.float16
+ROW, COLUMN = np.full((1, 90_000), 2, HALF), np.full((90_000, 1), 2, HALF)
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "value", "slope"),
+    [
+        (ops.mean, ROW, 2, 1 / 90_000),
+        (lambda x: ops.mean(x, axis=0), COLUMN, 2, 1 / 90_000),
+        (lambda x: ops.mean(x, axis=1, keepdims=True), ROW, 2, 1 / 90_000),
+        (lambda x: ops.sum(x, axis=0), np.full((20_000, 1), 2, HALF), 40_000, 1),
+        (ops.logsumexp, ROW, 2 + np.log(90_000), 1 / 90_000),
+        (ops.softmax, ROW, 1 / 90_000, 0),
+        (lambda x: ops.log_softmax(x)[:, :1], ROW, -np.log(90_000), [1] + 89_999 * [-1 / 90_000]),
+        (lambda x: ops.max(x, axis=1), ROW, 2, 1 / 90_000),
+        (lambda x: ops.getitem(x, (np.zeros(20_000, int), 0)), np.ones((1, 1), HALF), 1, 20_000),
+        (lambda x: x * np.ones((20_000, 1), HALF), np.ones((1, 1), HALF), 1, 20_000),
+        (lambda x: ops.matmul(np.ones((1, 20_000), HALF), x), COLUMN[:20_000], 40_000, 1),
+        (lambda x: ops.dense(x, np.ones((1, 20_000), HALF)), ROW[:, :20_000], 40_000, 1),
+        (lambda x: ops.dense(COLUMN[:9000], x), np.ones((1, 1), HALF), 2, 18_000),
+        (lambda x: ops.avg_pool2d(x, kernel_size=(60, 90)),
+         np.full((1, 1, 60, 90), 20, HALF), 20, 1 / 5400),
+        (lambda x: ops.avg_pool2d(x, kernel_size=(3000, 1), stride=1),
+         np.ones((1, 1, 5999, 1), HALF), 1, (3000 - abs(np.arange(-2999, 3000))) / 3000),
+        (lambda w: ops.conv2d(np.ones((1, 1, 5000, 1), HALF), w),
+         np.ones((1, 1, 1, 1), HALF), 1, 5000),
+    ],
+)  # fmt: skip
+def test_half_precision_adds_up_in_single_precision(f, x, value, slope):
+    t = Tensor(x)
+    y = f(t)
+    [g] = grad(y, [t], np.ones(y.shape, HALF))
+    assert y.dtype == g.dtype == HALF
+    np.testing.assert_allclose(y.value.astype(float), value, rtol=1e-2)
+    np.testing.assert_allclose(g.astype(float).ravel(), slope, rtol=1e-2, atol=1e-6)
+
+
+def test_half_precision_with_a_higher_one_is_the_higher_one(xp):
+    x, w = xp.ones((2, 3, 5, 5), HALF), xp.ones((4, 3, 2, 2), np.float32)
+    assert ops.conv2d(x, w).dtype == ops.conv2d(w, x[:1, :, :1, :1]).dtype == np.float32
+    assert ops.sum(to_numpy(x).astype(">f2")).dtype == HALF
 
 
 # ---- far out, nothing overflows ------------------------------------------------------------------

@@ -1,25 +1,28 @@
 """Training: what the loop does, and that it goes on after any interruption as if there was none."""
 
+import functools
 import io
 import itertools
+import json
 import math
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
-import time
-from pathlib import Path
+from functools import partial
 
 import matplotlib
 import numpy as np
+import processes
 import pytest
 
 from tinyadv import (
     Tensor,
     array_module,
+    attacks,
     checkpoint,
+    defenses,
     fit,
     grad,
     models,
@@ -28,6 +31,7 @@ from tinyadv import (
     to_numpy,
     train,
 )
+from tinyadv.balls import Linf
 from tinyadv.checkpoint import CheckpointError, load_state, load_weights, save_weights
 from tinyadv.data import Dataset
 from tinyadv.layers import Conv2d, Dense, Flatten, Module, ReLU, Sequential
@@ -294,6 +298,29 @@ def test_the_schedule_is_set_before_every_step():
     assert all(p.dtype == np.float32 for p in model.parameters())
 
 
+def test_the_byte_order_of_the_data_changes_nothing(xp):
+    swapped = [a.astype(a.dtype.newbyteorder()) for a in list(vars(DATA).values())[1:5]]
+    model, other = mlp(xp), mlp(xp)
+    before = [a.copy() for a in swapped]
+    history = quick_fit(model, 2, data=Dataset("", *swapped, ()))
+    assert outcome(model, history) == outcome(other, quick_fit(other, 2))
+    assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(swapped, before, strict=True))
+
+
+def test_the_data_stay_as_they_are_whatever_is_written_into_a_batch():
+    def spoil(*arrays):
+        for array in arrays:
+            array[...] = 0
+        return arrays[0]
+
+    kept = [a.copy() for a in list(vars(DATA).values())[1:5]]
+    quick_fit(mlp(), batch_size=60, perturb=lambda model, x, y: spoil(x), validate=False)
+    with pytest.raises(ValueError, match="read-only"):  # the labels are not the attack's
+        quick_fit(mlp(), perturb=lambda model, x, y: spoil(y) + x)
+    quick_fit(mlp(), batch_size=60, augment=lambda x, rng: spoil(x), validate=False)
+    assert all((a == b).all() for a, b in zip(list(vars(DATA).values())[1:5], kept, strict=True))
+
+
 def test_no_validation():
     unlabelled = Dataset("blobs", DATA.x_train, DATA.y_train, None, None, classes=DATA.classes)
     history = quick_fit(mlp(), epochs=2, validate=False, data=unlabelled)
@@ -416,6 +443,9 @@ def test_arguments_that_make_no_sense(options, message):
     ("options", "message"),
     [
         ({"schedule": 0.1}, "schedule must be a function.*got 0.1"),
+        ({"perturb": Linf(0.1)}, "perturb must be a function.*got Linf"),
+        ({"perturb": defenses.MinMax}, "perturb must be a function.*got <class .*MinMax"),
+        ({"augment": defenses.Free(Linf(0.1)).rng}, "augment must be a function.*got Gen"),
         ({"data": (DATA.x_train, DATA.y_train)}, "needs data.x_train.*got a tuple"),
         (
             {"data": Dataset("", DATA.x_train, DATA.y_train, None, None, ())},
@@ -427,6 +457,10 @@ def test_arguments_that_make_no_sense(options, message):
         ),
         ({"objective": lambda model, x, y: (1.0, model(x))}, "got float, Tensor"),
         ({"objective": lambda model, x, y: None}, "got NoneType"),
+        ({"data": vars(DATA)}, "got a dict"),
+        ({"validate": None}, "validate must .*got None"),
+        ({"validate": "yes"}, "validate must .*got 'yes'"),
+        ({"augment": lambda x, rng: None}, "augment must return an array.*NoneType"),
     ],
 )
 def test_arguments_of_another_kind(options, message):
@@ -492,6 +526,31 @@ def test_broken_weights_are_not_saved(tmp_path):
     assert all(np.isfinite(array).all() for array in state["weights"].values())
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda model, loss: Tensor(float(loss)),
+        lambda model, loss: Tensor(loss.value) * 2,
+        lambda model, loss: cross_entropy(model.frozen()(Tensor(DATA.x_train)), DATA.y_train),
+        lambda model, loss: ops.sum(
+            model.parameters()[0] ** 2
+        ),  # which the optimizer does not have
+    ],
+    ids=["float", "value", "frozen", "others"],
+)
+@pytest.mark.parametrize("perturb", [None, defenses.Free(Linf(0.1), replays=2)], ids=["no", "Free"])
+def test_an_objective_that_trains_nothing(loss, perturb):
+    def objective(model, x, y):
+        value, logits = cross_entropy_objective(model, x, y)
+        return loss(model, value), logits
+
+    model = mlp()
+    adam = optim.Adam(model.parameters()[1:], weight_decay=0.1)
+    with pytest.raises(ValueError, match="does not depend on any parameter"):
+        fit(model, DATA, adam, 1, perturb, objective=objective, progress=False)
+    assert outcome(model, History()) == outcome(mlp(), History()) and adam.steps == 0
+
+
 # ---- interruptions -------------------------------------------------------------------------------
 
 OPTIMIZERS = {
@@ -531,8 +590,10 @@ def crash():
     raise Crash
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("checkpoint_steps", [None, 1, 3, 4])
+@pytest.mark.parametrize(
+    ("kind", "checkpoint_steps"),
+    [("SGD", 1), ("momentum", 3), ("RMSprop", 1), *zip(["Adam"] * 4, [None, 1, 3, 4], strict=True)],
+)
 def test_a_crash_at_any_step_changes_no_bit(kind, checkpoint_steps, tmp_path):
     expected = noisy_run(kind)
     for at_step in range(1, EPOCHS * STEPS + 1):
@@ -540,6 +601,16 @@ def test_a_crash_at_any_step_changes_no_bit(kind, checkpoint_steps, tmp_path):
         with pytest.raises(Crash):
             noisy_run(kind, at_step=at_step, action=crash, resume=True, **keep)
         assert noisy_run(kind, resume=True, **keep) == expected
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_at_the_beginning(tmp_path):
+    (tmp_path / "file").touch()
+    model, steps = mlp(), []
+    with pytest.raises(OSError, match="file"):
+        quick_fit(model, checkpoint=tmp_path / "file" / "a.npz", perturb=lambda *a: steps.append(a))
+    with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
+        quick_fit(model, checkpoint=tmp_path, perturb=lambda *a: steps.append(a))
+    assert steps == [] and outcome(model, History()) == outcome(mlp(), History())
 
 
 @pytest.mark.parametrize(
@@ -613,7 +684,7 @@ def test_without_resume_an_old_state_is_replaced(tmp_path):
             {"batch_size": 15},
             "batch_size = 16, this one has batch_size = 15",
         ),
-        ({"make": cnn}, "optimizer with slots = "),
+        ({"make": cnn}, "weights lacks the fields"),
         ({"kind": "momentum"}, "kind = Adam, .*kind = SGD"),
         ({"bits": np.random.MT19937}, "generator = PCG64, this one has generator = MT19937"),
     ],
@@ -766,6 +837,156 @@ def test_resuming_from_a_broken_file(tmp_path):
         quick_fit(mlp(), checkpoint=path, resume=True)
 
 
+# ---- states with a wrong content -----------------------------------------------------------------
+
+MISSING = object()
+WRONG = [
+    MISSING, "x", None, [], ["a"], {"a": 1}, 1.5, -3, True, math.nan, -math.inf, np.zeros(77),
+    np.array(["a"]), np.zeros(2, complex), np.zeros((1, 1), np.int64),
+]  # fmt: skip
+
+
+def ndarray_bytes(array):
+    return str(array.dtype), array.tobytes().hex()
+
+
+def defended_run(path, bits=np.random.PCG64, at_step=None):
+    """A run with all that may have a state: what it raised, and whether it has changed anything."""
+    steps, model, watch = itertools.count(1), mlp(), (DATA.x_test[:5], DATA.y_test[:5])
+    adam = optim.Adam(model.parameters(), 0.01)
+    fast = defenses.Fast(Linf(0.1), watch=watch, every=2, gap=1.0)
+    bound = defenses.IntervalBound(0.1, attack=defenses.MinMax(Linf(0.1), steps=1))
+    average = optim.WeightAverage(model.parameters(), 0.9)
+    objects = (model, adam, fast, bound, average)
+    now = lambda: json.dumps([each.state_dict() for each in objects], default=ndarray_bytes)
+    before = now()
+    try:
+        fit(model, DATA, adam, 3, fast, objective=bound, average=average, batch_size=BATCH,
+            rng=np.random.Generator(bits(3)), progress=False, validate=False, checkpoint=path,
+            checkpoint_steps=1, resume=True,
+            schedule=lambda epoch: crash() if next(steps) == at_step else 0.01)  # fmt: skip
+    except Exception as error:
+        return error, now() != before
+    return None, True
+
+
+def fields(state, *folders):
+    """Where the fields of a nested dictionary are."""
+    for name, value in state.items():
+        yield *folders, name
+        if isinstance(value, dict):
+            yield from fields(value, *folders, name)
+
+
+def with_field(state, where, value):
+    """A copy of a nested dictionary with another value in one place."""
+    name, *rest = where
+    if rest:
+        return state | {name: with_field(state[name], rest, value)}
+    return {n: v for n, v in state.items() if n != name} | (
+        {} if value is MISSING else {name: value}
+    )
+
+
+def refused(path, state, where, value, bits=np.random.PCG64):
+    """Nothing is changed then, and the error names the file and the field."""
+    checkpoint.save_state(path, with_field(state, where, value))
+    error, changed = defended_run(path, bits)
+    assert type(error) is CheckpointError and not changed, (where, value, error)
+    named = [part for part in where if part in str(error)]
+    assert str(path) in str(error) and named, (where, value, error)
+
+
+# Numbers that any run may have: 1.5 is not wrong there.
+POSSIBLE = {"initial_lr", "lr", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def mid_epoch(tmp_path_factory):
+    """The state of such a run in the middle of its second epoch."""
+    path = tmp_path_factory.mktemp("state") / "a.npz"
+    error, _ = defended_run(path, at_step=7)
+    assert isinstance(error, Crash)
+    return load_state(path)
+
+
+def test_every_field_of_a_state_is_checked(mid_epoch, tmp_path):
+    places, path = list(fields(mid_epoch)), tmp_path / "a.npz"
+    assert {place[0] for place in places} == mid_epoch.keys() and len(places) > 80
+    for number, where in enumerate(places):
+        if "rng" in where or where == ("settings", "trained"):
+            continue
+        # Every value in every place would take minutes: each place gets some of them.
+        for value in (MISSING, *WRONG[number % 7 :: 7]):
+            if not (where[-1] in POSSIBLE and value is WRONG[6]):
+                refused(path, mid_epoch, where, value)
+
+
+@pytest.mark.parametrize(
+    ("where", "values"),
+    [
+        ("epoch", [2, 10**6, 1.0, 10**400]),
+        ("step", [0, 5, 10**6]),
+        ("order", [None, np.arange(59), np.arange(61), np.zeros(60, np.int64), np.arange(60.0)]),
+        ("history epoch", [[2], [1, 2]]),
+        ("history loss", [[], [0.1, 0.2], ["a"]]),
+        ("history append", [[1.0]]),
+        ("sums", [{}]),
+        ("sums loss", [[math.nan, 32], [1.0, 0], [1.0, 1.5], [1.0]]),
+        ("weights 1.weight", [np.full((8, 16), np.nan), np.zeros((16, 8), np.float32)]),
+        ("parts perturb looks", [[[1, 2, 3]], ["a"], [1]]),
+        ("parts perturb overfitted", [0]),
+        ("settings batch_size", [15]),
+        ("settings defences", [{}]),
+        ("optimizer kind", ["SGD"]),
+        ("optimizer steps", [10**400]),
+        ("optimizer lr", [10**400]),
+        ("seconds", [10**400]),
+        ("history lr", [[10**400]]),
+        ("optimizer options beta1", [0.5, np.zeros(2)]),
+    ],
+)
+def test_what_contradicts_the_rest_of_the_state_is_refused(mid_epoch, tmp_path, where, values):
+    for value in values:
+        refused(tmp_path / "a.npz", mid_epoch, where.split(), value)
+
+
+@pytest.mark.parametrize(
+    ("bits", "wrong"),
+    [
+        (np.random.PCG64, {"state inc": -1, "uinteger": 1 << 32, "has_uint32": 2}),
+        (np.random.MT19937, {"state pos": 625, "state key": np.zeros(623, np.uint32)}),
+        (np.random.Philox, {"buffer_pos": 5, "buffer": np.zeros(3, np.uint64)}),
+        (np.random.SFC64, {"state state": np.zeros(3, np.uint64)}),
+    ],
+)
+def test_the_state_of_a_generator_is_checked(bits, wrong, tmp_path):
+    path = tmp_path / "a.npz"
+    error, _ = defended_run(path, bits, at_step=7)
+    assert isinstance(error, Crash)
+    state = load_state(path)
+    for where in fields(state["rng"]):
+        for value in (MISSING, "x", None, -1, 1.5, math.nan, [], np.full(7, 0.5)):
+            refused(path, state, ("rng", *where), value, bits)
+    for where, value in wrong.items():
+        refused(path, state, ("rng", *where.split()), value, bits)
+    for part in ("perturb", "objective"):
+        refused(path, state, ("parts", part, "rng", "has_uint32"), 3, bits)
+    checkpoint.save_state(path, state)
+    assert defended_run(path, bits)[0] is None
+
+
+def test_a_part_that_refuses_its_state_in_its_own_words(tmp_path):
+    path, counts = tmp_path / "a.npz", Counts()
+    quick_fit(mlp(), perturb=Counts(), checkpoint=path)
+    state = load_state(path)
+    checkpoint.save_state(path, with_field(state, ("parts", "perturb", "total"), MISSING))
+    model = mlp()
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: ") + ".*perturb.*total"):
+        quick_fit(model, 2, perturb=counts, checkpoint=path, resume=True)
+    assert counts.total == 0 and outcome(model, History()) == outcome(mlp(), History())
+
+
 # ---- Ctrl-C --------------------------------------------------------------------------------------
 
 
@@ -852,6 +1073,37 @@ def test_an_error_puts_the_handler_back(ctrl_c):
         noisy_run(at_step=2, action=crash)
 
 
+@pytest.mark.parametrize("handler", [None, signal.SIG_IGN], ids=["foreign", "ignored"])
+def test_another_programs_handling_of_ctrl_c_stays(monkeypatch, handler):
+    """None is a handler that was not installed from Python, and could not be put back."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: handler)
+    monkeypatch.setattr(signal, "signal", lambda *args: pytest.fail("the handler is changed"))
+    assert quick_fit(mlp()).epoch == [1]
+
+
+@pytest.mark.parametrize("place", ["perturb", "objective", "validate"])
+def test_ctrl_c_in_a_fit_within_another_one(ctrl_c, place, tmp_path):
+    """The outer one completes its step and saves its state; the inner one is part of the step."""
+    times, inner = itertools.count(1), []
+
+    def within(model, x=None, y=None):
+        steps, second = itertools.count(1), next(times) == 2
+        press = lambda epoch: (ctrl_c() if second and next(steps) == 2 else None) or 0.1
+        inner.append(quick_fit(mlp(), schedule=press).epoch)
+        if place == "objective":
+            return cross_entropy_objective(model, x, y)
+        return x if place == "perturb" else 0.5
+
+    path, model = tmp_path / "a.npz", mlp()
+    with pytest.raises(KeyboardInterrupt, match="state saved in"):
+        quick_fit(model, 3, **{place: within}, checkpoint=path)
+    assert inner == [[1], [1]]
+    state = load_state(path)
+    assert (state["epoch"], state["step"]) == ((2, 0) if place == "validate" else (0, 2))
+    after = model.state_dict()
+    assert all((after[name] == weights).all() for name, weights in state["weights"].items())
+
+
 def test_fit_in_a_thread(ctrl_c):
     """Only the main thread may handle signals."""
     results = []
@@ -870,58 +1122,54 @@ def kill_me():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def process_run(folder, moment, count):
+def process_run(folder, moment, count, pipe):
     """In a process of its own: train or go on, and die at the ``count``-th time of ``moment``."""
     times = itertools.count(1)
 
     def dying(function):
         def call(*args):
-            if next(times) == int(count):
+            if next(times) == count:
                 kill_me()
             return function(*args)
 
         return call
 
+    def pause():
+        if next(times) == count:
+            pipe.send("here")
+            pipe.recv()  # go on when told so
+
     if moment in ("fsync", "replace"):  # a new state is written, but not in its place
         setattr(os, moment, dying(getattr(os, moment)))
     if moment == "validation":
         train.accuracy = dying(train.accuracy)
-    action = {"step": dying(int), "slow": lambda: time.sleep(0.1)}.get(moment)
-    result = noisy_run(action=action, checkpoint=Path(folder) / "state.npz",
-                       checkpoint_steps=2, resume=True)  # fmt: skip
-    Path(folder, "result").write_text(repr(result))
+    try:
+        result = noisy_run(action={"step": dying(int), "pause": pause}.get(moment),
+                           checkpoint=folder / "state.npz", checkpoint_steps=2,
+                           resume=True)  # fmt: skip
+    except KeyboardInterrupt as interrupt:
+        result = str(interrupt)
+    (folder / "result").write_text(repr(result))
 
 
 def start(folder, moment="never", count=0):
-    here = Path(__file__).parent
-    code = "import sys, test_train; test_train.process_run(*sys.argv[1:])"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(folder), moment, str(count)],
-        env=environment, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def wait_for_saves(path, process, count):
-    """Until the file has been replaced ``count`` times, or the process has ended."""
-    before, until = None, time.monotonic() + 60
-    while count > 0 and process.poll() is None and time.monotonic() < until:
-        now = path.stat().st_mtime_ns if path.exists() else None
-        if now != before:
-            before, count = now, count - 1
-        time.sleep(0.002)
+    """The process, and a pipe to it."""
+    pipe, other = processes.fast.Pipe()
+    process = processes.fast.Process(target=process_run, args=(folder, moment, count, other))
+    process.start()
+    return process, pipe
 
 
 def end_of(process):
-    """How the process ended, and what it said."""
-    _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
+    """How the process ended."""
+    process.join()
+    return process.exitcode
 
 
 def assert_finished(folder):
     """The run comes to its end, and that is the end of a run without interruptions."""
-    process = start(folder)
-    assert end_of(process) == (0, "")
+    process, _ = start(folder)
+    assert end_of(process) == 0
     assert (folder / "result").read_text() == repr(noisy_run())
 
 
@@ -939,8 +1187,8 @@ def test_killed_at_many_moments(tmp_path):
         ("validation", 1, (2, 4)),
         ("replace", 1, (2, 4)),
     ]:
-        code, errors = end_of(start(tmp_path, moment, count))
-        assert code == -signal.SIGKILL, errors
+        process, _ = start(tmp_path, moment, count)
+        assert end_of(process) == -signal.SIGKILL
         state = load_state(tmp_path / "state.npz") if safe else None
         assert safe is None or (state["epoch"], state["step"]) == safe
     assert_finished(tmp_path)
@@ -948,29 +1196,102 @@ def test_killed_at_many_moments(tmp_path):
 
 @posix
 def test_killed_from_outside(tmp_path):
-    for saves in itertools.count(2):  # one of them is there already, after the first time
-        process = start(tmp_path, "slow")
-        wait_for_saves(tmp_path / "state.npz", process, saves)
+    for step in (3, 4):  # of each process; the second one goes on where the first has saved
+        process, pipe = start(tmp_path, "pause", step)
+        assert pipe.recv() == "here"
         process.kill()
-        code, errors = end_of(process)
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL, errors
-    assert saves > 3  # so it was killed twice at least
+        assert end_of(process) == -signal.SIGKILL
+    assert load_state(tmp_path / "state.npz")["epoch"] == 1
     assert_finished(tmp_path)
 
 
 @posix
 def test_ctrl_c_from_outside(tmp_path):
     path = tmp_path / "state.npz"
-    process = start(tmp_path, "slow")
-    wait_for_saves(path, process, 2)
-    process.send_signal(signal.SIGINT)
-    code, errors = end_of(process)
-    assert code == -signal.SIGINT
-    message = rf"KeyboardInterrupt: stopped .* epoch \d: state saved in {re.escape(str(path))}"
-    assert re.search(message, errors)
+    process, pipe = start(tmp_path, "pause", 3)
+    assert pipe.recv() == "here"
+    os.kill(process.pid, signal.SIGINT)
+    pipe.send("go on")
+    assert end_of(process) == 0
+    message = f"stopped in epoch 1: state saved in {path}"
+    assert (tmp_path / "result").read_text() == repr(message)
+    assert load_state(path)["step"] == 3
     assert_finished(tmp_path)
+
+
+# ---- random numbers of perturb -------------------------------------------------------------------
+
+
+class Starts:
+    """An attack that remembers its noise."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, model, x, y, *, scale=0.1, rng=0):
+        self.seen.append(np.random.default_rng(rng).random(x.shape).astype(np.float32))
+        return x + np.float32(scale) * self.seen[-1]
+
+    def method(self, model, x, y, rng):
+        return self(model, x, y, rng=rng)
+
+    def objective(self, model, x, y, rng=0):
+        return cross_entropy_objective(model, self(model, x, y, rng=rng), y)
+
+
+def distinct(seen):
+    return len({noise.tobytes() for noise in seen})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda starts: {"perturb": starts},
+        lambda starts: {"perturb": partial(starts, scale=0.2)},
+        lambda starts: {"perturb": partial(partial(starts), scale=0.2)},
+        lambda starts: {"perturb": starts.method},
+        lambda starts: {"objective": starts.objective},
+    ],
+)
+def test_a_generator_that_is_not_set_is_that_of_the_run(given, tmp_path):
+    def run(**options):
+        starts, model = Starts(), mlp()
+        history = quick_fit(model, 2, **given(starts), **options)
+        return outcome(model, history), starts.seen
+
+    expected, seen = run()
+    assert len(seen) == distinct(seen) == 2 * STEPS
+    assert run()[0] == run(rng=0)[0] == expected != run(rng=1)[0]
+    path, steps = tmp_path / "a.npz", itertools.count(1)
+    with pytest.raises(Crash):
+        run(checkpoint=path, checkpoint_steps=1,
+            augment=lambda x, rng: x if next(steps) < 7 else crash())  # fmt: skip
+    assert run(checkpoint=path, resume=True)[0] == expected
+
+
+@pytest.mark.parametrize("rng", [0, None])
+def test_a_generator_that_is_set_stays(rng):
+    starts = Starts()
+    seeds = partial(starts, rng=rng)
+    wrapped = functools.wraps(starts.method)(lambda model, x, y: seeds(model, x, y))
+    for perturb in (seeds, wrapped, lambda model, x, y: seeds(model, x, y)):
+        starts.seen.clear()
+        quick_fit(mlp(), perturb=perturb)
+        assert distinct(starts.seen[:3]) == (1 if rng == 0 else 3)
+
+
+def test_an_attack_draws_new_noise_in_each_step():
+    seen = []
+
+    def objective(model, x, y):
+        seen.append(x)
+        return cross_entropy_objective(model, x, y)
+
+    images = np.full((48, 1, 4, 4), 0.5, np.float32)
+    grey = Dataset("grey", images, np.zeros(48, int), None, None, ())
+    attack = partial(attacks.pgd, ball=Linf(0.1), steps=1, step_size=1e-3)  # a random start
+    quick_fit(mlp(), perturb=attack, objective=objective, data=grey, validate=False)
+    assert len(seen) == distinct(seen) == 3
 
 
 def test_an_objective_in_the_place_of_perturb_is_named():
@@ -1136,7 +1457,7 @@ def test_numbers_of_the_objective_do_not_make_a_device_wait(device):
     assert syncs(batch_size=3) == syncs(batch_size=30)
 
 
-@pytest.mark.parametrize("checkpoint_steps", [None, 1, 3])
+@pytest.mark.parametrize("checkpoint_steps", [None, 3])
 def test_named_numbers_resume(checkpoint_steps, tmp_path):
     def objective(model, x, y):
         numbers = {"mean": x.mean(), **({"late": x.max()} if len(x) < BATCH else {})}
@@ -1210,15 +1531,16 @@ def test_an_average_changes_no_step():
     average = optim.WeightAverage((other := mlp()).parameters(), 0.9)  # keeps both
     quick_fit(other, 2, average=average)
     assert outcome(other, history)[0] == outcome(model, history)[0]
-    for mean, p in zip(average.means, plain.parameters(), strict=True):
-        np.testing.assert_array_equal(mean, p.value)
+    average.swap()
+    assert outcome(other, history)[0] == outcome(plain, history)[0]
     assert outcome(*averaged_fit(0.9, epochs=0)) == outcome(mlp(), History())
     model, _ = averaged_fit(0.9, perturb=Repeated(2))  # every update counts, not every batch
     assert outcome(model, history)[0] != outcome(averaged_fit(0.9)[0], history)[0]
 
 
-@pytest.mark.parametrize("checkpoint_steps", [None, 1, 3])
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("kind", "checkpoint_steps"), [("SGD", 3), ("Adam", None), ("Adam", 1), ("Adam", 3)]
+)
 def test_an_average_resumes_with_the_same_bits(kind, checkpoint_steps, tmp_path):
     expected = noisy_run(kind, average=0.8)
     for at_step in range(1, EPOCHS * STEPS + 1, 2):
@@ -1244,6 +1566,22 @@ def test_an_average_on_a_device(device, tmp_path):
     for p, q in zip(host.parameters(), expected[0].parameters(), strict=True):
         assert array_module(q.value) is device
         np.testing.assert_allclose(to_numpy(q), p.value, rtol=1e-4, atol=1e-6)
+
+
+def test_an_average_belongs_to_one_run_and_one_model():
+    model = mlp()
+    average = optim.WeightAverage(model.parameters(), 0.9)
+    for other in (mlp(), cnn()):
+        with pytest.raises(ValueError, match="4 of the average's 4 parameters do not belong"):
+            quick_fit(other, average=average)
+    quick_fit(model, average=average)
+    before = model.state_dict()
+    with pytest.raises(ValueError, match="make a new WeightAverage"):
+        quick_fit(model, average=average)
+    assert outcome(model, History())[0] == {name: w.tobytes() for name, w in before.items()}
+    quick_fit(model, 0, average=(unused := optim.WeightAverage(model.parameters())))
+    with pytest.raises(ValueError, match="make a new WeightAverage"):
+        quick_fit(model, average=unused)
 
 
 def test_an_average_of_some_weights(tmp_path):

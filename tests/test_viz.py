@@ -32,7 +32,7 @@ def titles(figure):
 
 def assert_all_is_inside(figure):
     """Draw it, and look whether a label is cut off at the edge."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert box.x0 >= -0.02 and box.y0 >= -0.02
     assert box.x1 <= width + 0.02 and box.y1 <= height + 0.02
@@ -150,13 +150,11 @@ def test_errors_of_a_triptych():
 
 
 @pytest.mark.parametrize("images", [GREY[:, None], GREY, COLOUR[:, None]])
-def test_a_square_from_sources_to_targets(images, xp):
+def test_a_square_from_sources_to_targets(images):
     square = np.stack([images[:3, 0], images[3:, 0], images[1:4, 0]])  # (3, 3, …)
     reached = np.ones((3, 3), bool)
     reached[0, 2] = False
-    figure = viz.source_target_grid(
-        xp.asarray(square), classes=["a", "b", "ankle boot"], reached=xp.asarray(reached)
-    )
+    figure = viz.source_target_grid(square, classes=["a", "b", "ankle boot"], reached=reached)
     axes = np.array(figure.axes).reshape(3, 3)
     shown = np.asarray(axes[1, 2].images[0].get_array())
     expected = square[1, 2]
@@ -172,9 +170,12 @@ def test_a_square_from_sources_to_targets(images, xp):
     assert_all_is_inside(figure)
 
 
-def test_a_square_by_default():
-    figure = viz.source_target_grid(np.stack([GREY[:2], GREY[2:4]]))
+def test_a_square_by_default(xp):
+    square = xp.asarray(np.stack([GREY[:2], GREY[2:4]]))
+    figure = viz.source_target_grid(square)
     assert titles(figure) == ["0", "1"] and not any(ax.lines for ax in figure.axes)
+    figure = viz.source_target_grid(square, reached=xp.asarray(np.eye(2, dtype=bool)))
+    assert [len(ax.lines) for ax in figure.axes] == [0, 2, 2, 0]
 
 
 def test_errors_of_a_square():
@@ -240,11 +241,14 @@ def test_errors_of_a_plane():
     for bad, words in (
         ({"points": 1}, "points must be an integer ≥ 2, got 1"),
         ({"reach": 0}, "reach must be a number > 0, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer ≥ 1, got 0"),
     ):
         with pytest.raises(ValueError, match=words):
             viz.loss_on_plane(model, x, y, x, x, **bad)
     with pytest.raises(ValueError, match="must have one shape"):
         viz.loss_on_plane(model, x, y, x, x[:1])
+    with pytest.raises(ValueError, match="at least one example"):
+        viz.loss_on_plane(model, x[:0], y[:0], x[:0], x[:0])
 
 
 PLANE = (np.linspace(-1, 1, 4), np.linspace(-2, 2, 5), RNG.random((5, 4)))

@@ -16,7 +16,7 @@ attacks          adversarial examples: images that look the same to us and are m
 verify           what no perturbation can do: proofs instead of attacks
 defenses         what is plugged into the training loop to make a network robust
 checks           is it robust, or is its gradient masked?
-broken_defenses  two defences that were broken: distillation and feature squeezing
+broken_defenses  defences that hide the gradient, and the attacks adapted to them
 viz              grids of images, perturbations, loss landscapes (not imported from here)
 inputs           the checks of pixels, labels and logits; predict
 parallel         how several cores share a batch

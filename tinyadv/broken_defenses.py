@@ -1,11 +1,14 @@
-"""Two broken defenses, and the attacks that broke them.
+"""Defenses that hide the gradient, and the attacks adapted to them.
 
-Both were published with high robust accuracies, and both had only made the gradient useless:
+The first two were published with high robust accuracies, and had only made the gradient useless.
+The third makes a network more robust, and hides how robust it is:
 
     distillation   logits a hundred times too large: the softmax saturates, and the gradient of the
                    cross-entropy is 0 in float32   broken by a loss of the logits
     squeezing      pixels rounded, then smoothed: a step function, whose gradient is 0
                                                    broken by a gradient that skips this part
+    thresholds     nearly black is black, nearly white is white: most pixels have no gradient
+                                                   attacked where the thresholds are not flat
 
     T               temperature: softmax(z / T) is soft for a large T
     z   (N, K)      logits
@@ -26,11 +29,18 @@ import numpy as np
 
 from tinyadv import inputs, ops
 from tinyadv.attacks.gradient import pgd
-from tinyadv.attacks.shared import per_example, ranked_others
+from tinyadv.attacks.shared import (
+    input_gradient,
+    is_fooled,
+    per_example,
+    ranked_others,
+    rounding,
+)
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
 from tinyadv.data import Dataset
-from tinyadv.losses import cross_entropy, one_hot, soft_cross_entropy
+from tinyadv.layers import Average, Module, Sequential
+from tinyadv.losses import cross_entropy, margin, one_hot, soft_cross_entropy
 from tinyadv.parallel import may_cut
 from tinyadv.tensor import Array, Tensor, defvjp, primitive, value_of
 from tinyadv.train import fit
@@ -412,10 +422,197 @@ def evade(
             Wrapped(model, views), inputs.Checked(x, y, others[:, j]), ball=ball, steps=steps,
             step_size=step_size, loss=mean_loss, rng=rng, progress=progress,
         )  # fmt: skip
-        wrong = inputs.all_logits(model, x_adv).argmax(1) != y
+        wrong = is_fooled(inputs.all_logits(model, x_adv), y)
         unnoticed = ~detector.refuses(x_adv)
         now = xp.where(wrong, 1 + unnoticed, 0)  # 1: misclassified, 2: also not rejected
         better = now > rank
         found = xp.where(per_example(better, x), x_adv, found)
         rank = xp.where(better, now, rank)
     return found
+
+
+# ------------------------------------------------------------------------------------ thresholds
+
+
+class Crossing(Module):
+    """Layers that treat each grey pixel on its own, with a constant slope for the backward pass.
+
+    Forward it is ``front``. Backward its slope is the mean one over all grey values that matter,
+    from ``low``, below which the result is constant, to ``high``, above which it is.
+
+    Parameters
+    ----------
+    front : Module
+        (N, 1, H, W) -> (N, 1, H, W), such as :func:`tinyadv.models.threshold_layers`.
+
+    Raises
+    ------
+    ValueError
+        If ``front`` returns the same for all grey values.
+    """
+
+    by_example = True
+
+    def __init__(self, front: Module):
+        xp = array_module(*(p.value for p in front.parameters()))
+        grey = np.linspace(0, 1, 4097, dtype=np.float32)
+        response = to_numpy(value_of(front(xp.asarray(grey.reshape(-1, 1, 1, 1))))).ravel()
+        if response.shape != grey.shape:
+            raise ValueError(
+                f"the layers in front must map a grey pixel to a grey pixel, but of {grey.size} "
+                f"pixels they made {response.size}: how many layers are the thresholds?"
+            )
+        changes = np.flatnonzero(np.diff(response))
+        if not len(changes):
+            raise ValueError("the layers in front return the same for all grey values")
+        first, last = changes[0], changes[-1] + 1
+        self.front, self.low, self.high = front, float(grey[first]), float(grey[last])
+        self.slope = float((response[last] - response[first]) / (grey[last] - grey[first]))
+
+    def __call__(self, x):
+        value = value_of(self.front(value_of(x)))
+        # x minus its own value is 0, and has a slope.
+        return value + self.slope * (x - value_of(x)) if isinstance(x, Tensor) else value
+
+
+def cross_thresholds(
+    model: Module,
+    x: Array,
+    y: Array | None = None,
+    *,
+    ball: Ball = Linf(0.3),
+    front: int = 4,
+    steps: int = 60,
+    starts: int = 20,
+    hops: int = 20,
+    queries: int = 40,
+    rng: np.random.Generator | int = 0,
+    progress: bool = False,
+) -> Array:
+    """An adaptive attack on networks behind thresholds (:func:`tinyadv.models.threshold_layers`).
+
+    A threshold is flat below and above its slope: a pixel there has no gradient, and PGD's steps
+    and random starts are spent on values among which the network sees no difference. This attack
+    changes only pixels that can come into the range between the thresholds, moves them only within
+    it, and gives the thresholds a constant slope for the backward pass (BPDA). It climbs the margin
+    from the middle of each pixel's range, from random points and from random corners; then from
+    the best point so far with a share of its pixels drawn anew. After each climb it sets random
+    blocks of pixels to one end of their ranges, and keeps what helps.
+
+    Parameters
+    ----------
+    model : Sequential or Average
+        Begins with threshold layers, or is the average of such networks.
+    x, y, ball, rng, progress
+        As for :func:`tinyadv.attacks.pgd`, with a ball in L∞ and grey images (N, 1, H, W).
+    front : int
+        The number of layers that are the thresholds.
+    steps : int
+        Of each climb.
+    starts, hops : int
+        The number of climbs from new points, and of those from the best point so far.
+    queries : int
+        Blocks that are tried after each climb.
+
+    Returns
+    -------
+    x_adv : (N, 1, H, W)
+        The point with the largest margin, in the ball and in [0, 1].
+
+    Raises
+    ------
+    TypeError
+        If the model is not such a network, or the ball not in L∞.
+    ValueError
+        If the first layers have no thresholds, or an argument is out of range.
+    """
+    inputs.check_ball(ball)
+    inputs.check_counts(front=front, steps=steps, starts=starts)
+    inputs.check_numbers(hops=hops, queries=queries)
+    if not isinstance(ball, Linf):
+        raise TypeError(f"expected a ball in L∞, got {ball}")
+    members = model.members if isinstance(model, Average) else [model]
+    for member in members:
+        if not isinstance(member, Sequential) or len(member) <= front:
+            raise TypeError(
+                f"expected a Sequential that begins with {front} layers of thresholds, or the "
+                f"Average of such networks, got {type(member).__name__}"
+            )
+    x, y, _ = inputs.checked(model, x, y)
+    crossings = [Crossing(Sequential(*member.layers[:front])) for member in members]
+    rests = [member.layers[front:] for member in members]
+    wired = inputs.frozen(
+        Average(*(Sequential(c, *rest) for c, rest in zip(crossings, rests, strict=True)))
+    )
+    xp, rng = array_module(x), np.random.default_rng(rng)
+    bottom, top = xp.clip(x - ball.epsilon, 0, 1), xp.clip(x + ball.epsilon, 0, 1)
+    ends = min(crossing.low for crossing in crossings), max(crossing.high for crossing in crossings)
+    low, high = (xp.clip(xp.full_like(x, end), bottom, top) for end in ends)
+    best, lead = x.copy(), _lead(inputs.all_logits(wired, x), y)
+
+    from tqdm import tqdm
+
+    runs = starts + hops
+    for run in tqdm(range(runs), "thresholds", leave=False, disable=None if progress else True):
+        left = np.flatnonzero(to_numpy(lead <= 0))
+        if not len(left):
+            break
+        left = xp.asarray(left)
+        within, labels = (low[left], high[left]), y[left]
+        point = _start(run - starts, best[left], *within, rng) if run else sum(within) / 2
+        point, value = _climb(wired, point, *within, labels, steps)
+        point, value = _set_blocks(wired, point, value, *within, labels, queries, rng)
+        best[left], lead[left] = _better((best[left], lead[left]), (point, value))
+    return x + ball.project(best - x, -x, 1 - x)
+
+
+def _start(hop, best, low, high, rng):
+    """Where a climb begins: random points and corners in turn; from hop 0 on, near the best."""
+    xp, share = array_module(low), rng.random(low.shape)
+    share = np.round(share) if hop >= 0 or hop % 2 else share
+    point = low + xp.asarray(share.astype(low.dtype)) * (high - low)
+    if hop < 0:
+        return point
+    drawn = rng.random(low.shape) < rng.choice([0.05, 0.1, 0.2, 0.4], (len(low), 1, 1, 1))
+    return xp.where(xp.asarray(drawn), point, xp.clip(best, low, high))
+
+
+def _lead(logits, y):
+    """The margin of each example, less what rounding alone may explain: above 0 it is fooled."""
+    return margin(logits, y, "none") - rounding(logits)
+
+
+def _better(old, new):
+    """Of two points with their leads the one with the larger lead, for each example."""
+    (x, lead), (x_new, lead_new) = old, new
+    xp, better = array_module(x), lead_new > lead
+    return xp.where(per_example(better, x), x_new, x), xp.where(better, lead_new, lead)
+
+
+def _climb(model, x, low, high, y, steps):
+    """PGD with momentum, its steps shares of each pixel's range: the best point and its lead."""
+    xp, before, best = array_module(x), x, None
+    for t in range(steps):
+        g, _, logits = input_gradient(model, x, y, loss=margin)
+        here = x, _lead(logits, y)
+        best = here if best is None else _better(best, here)
+        size = (0.5 * (1 - t / steps) + 0.01) * (high - low)
+        step = xp.clip(x + size * xp.sign(g), low, high)
+        x, before = xp.clip(x + 0.75 * (step - x) + 0.25 * (x - before), low, high), x
+    return _better(best, (x, _lead(inputs.all_logits(model, x), y)))
+
+
+def _set_blocks(model, x, lead, low, high, y, queries, rng):
+    """Set a block of pixels around a random one that matters to one end; keep what helps."""
+    xp, (n, _, rows, columns) = array_module(x), x.shape
+    matters = to_numpy(high > low).reshape(n, -1)
+    for _ in range(queries):
+        middle = (rng.random(matters.shape) * matters).argmax(1)
+        reach = rng.integers(0, 3, (n, 1))  # blocks of 1, 3 and 5 pixels
+        row = abs(np.arange(rows) - middle[:, None] // columns) <= reach
+        column = abs(np.arange(columns) - middle[:, None] % columns) <= reach
+        block = (row[:, :, None] & column[:, None, :])[:, None]  # (n, 1, H, W)
+        end = xp.where(xp.asarray(rng.integers(0, 2, (n, 1, 1, 1)) == 1), high, low)
+        tried = xp.where(xp.asarray(block), end, x)
+        x, lead = _better((x, lead), (tried, _lead(inputs.all_logits(model, tried), y)))
+    return x, lead

@@ -3,30 +3,45 @@
     save_weights, load_weights    the parameters of a network
     TrainingState                 everything that a resumed training needs to continue
     save_state, load_state        any nested dictionary of arrays and numbers
+    check_like                    whether a state is what its owner can continue from
+    replacing, check_writable     a file that is written completely or not at all
 
-A file is written under a temporary name, flushed to the disk, and moved to its own name. So at
-every moment the name refers to either the complete old file or the complete new one, even if the
-program is killed in between.
+A state is checked as a whole before anything takes over a part of it.
 """
 
 from __future__ import annotations
 
+import copy
+import errno
+import glob
+import io
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from tinyadv.layers import Module
+if TYPE_CHECKING:
+    from tinyadv.layers import Module
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows, which does not delete a file that another process has open
+    LOCK_EX = LOCK_NB = 0
+    flock = lambda file, operation: None
 
 INFO = "__tinyadv__"  # the entry that holds everything but the arrays, as JSON
 
 
-class CheckpointError(RuntimeError):
-    """A file is missing, broken, or not of the expected kind."""
+class CheckpointError(ValueError):
+    """A file is missing or broken, or belongs to something else. The message names the file."""
 
 
 def save_state(path: str | os.PathLike, state: dict) -> None:
@@ -61,18 +76,53 @@ def save_state(path: str | os.PathLike, state: dict) -> None:
 
     # The prefix keeps arrays from having the name of INFO or of an argument of np.savez.
     info = json.dumps(split(state, "state/"), default=_python_number)
+    with replacing(path) as file:
+        np.savez(file, **arrays, **{INFO: np.frombuffer(info.encode(), np.uint8)})
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of ``path`` at the end.
+
+    It is written under a temporary name, flushed to the disk, and moved to its own name. So at
+    every moment the name refers to either the complete old file or the complete new one, even if
+    the program is killed in between. What a killed program leaves behind is deleted the next time.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; the error names ``path``. The old file stays as it is.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            with suppress(OSError):
+                with open(old, "rb") as file:
+                    flock(file, LOCK_EX | LOCK_NB)  # fails while its writer is alive
+                old.unlink()
         with open(temporary, "xb") as file:
-            np.savez(file, **arrays, **{INFO: np.frombuffer(info.encode(), np.uint8)})
+            with suppress(OSError):  # not every file system has locks
+                flock(file, LOCK_EX)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Make the folder of a file if it is not there; OSError unless the file can be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def _python_number(value):
@@ -92,9 +142,7 @@ def load_state(path: str | os.PathLike) -> dict:
     """
     try:
         with open(path, "rb") as file:
-            content = np.load(file, allow_pickle=False)
-            names = getattr(content, "files", [])  # an .npy file is a single array
-            arrays = {name: content[f"{name}.npy"] for name in names}
+            arrays = dict(_arrays(file))
         state = json.loads(arrays.pop(INFO).tobytes()) if INFO in arrays else None
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}: check the path, or save it") from None
@@ -102,28 +150,122 @@ def load_state(path: str | os.PathLike) -> dict:
         raise CheckpointError(
             f"{path} is not an intact .npz file ({error}): delete it and write it again"
         ) from error
-    if state is None:
+    if not isinstance(state, dict):
         raise CheckpointError(f"{path} was not written by tinyadv: give another path")
     for name, array in arrays.items():
-        _, *folders, key = name.split("/")
-        part = state
+        root, *folders, key = name.split("/") if "/" in name else ("", name)
+        part = state if root == "state" else None
         for folder in folders:
-            part = part[folder]
+            part = part.get(folder) if isinstance(part, dict) else None
+        if not isinstance(part, dict) or key in part:
+            raise CheckpointError(f"{path}: there is no place for the array {name!r} in the state")
         part[key] = array
     return state
 
 
-def check_same(owner: str, saved: dict, own: dict) -> None:
-    """Raise ValueError unless a state was saved by an owner with the same settings.
+def _arrays(file: BinaryIO) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of an .npz file by name. No more is read than the file itself is large."""
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError(f"{size:,} compressed bytes that unpack to {unpacked:,}")
+        for entry in entries:
+            content = io.BytesIO(archive.read(entry))
+            array = np.lib.format.read_array(content, allow_pickle=False)
+            if content.read(1):
+                raise ValueError(f"{entry.filename} is longer than the array in it")
+            yield entry.filename.removesuffix(".npy"), array
 
-    ``saved`` has the settings in the state, ``own`` the settings of the object that is to load it.
+
+# --------------------------------------------------------------------------- a state as expected
+
+
+def is_json_number(value) -> bool:
+    """Whether it is an integer or a float, NaN included; True, False and 10⁴⁰⁰ are neither."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 1 << 63
+    return isinstance(value, float)
+
+
+KINDS = {  # bool before int, because True is an int
+    bool: ("true or false", lambda v: isinstance(v, bool)),
+    int: ("an integer ≥ 0", lambda v: is_json_number(v) and isinstance(v, int) and v >= 0),
+    float: ("a finite number ≥ 0", lambda v: is_json_number(v) and 0 <= v < math.inf),
+    str: ("a string", lambda v: isinstance(v, str)),
+    (list, tuple): ("a list", lambda v: isinstance(v, (list, tuple))),
+    dict: ("a dictionary", lambda v: isinstance(v, dict)),
+}
+
+
+def check_like(state, own, name: str, equal: Collection[str] = ()) -> None:
+    """Raise ValueError, which names the field, unless ``state`` could be ``own`` at another time.
+
+    Parameters
+    ----------
+    state
+        What a file holds.
+    own
+        What would be saved now. Dictionaries need the same fields, arrays the same shape and
+        numbers of the same kind. Floats must be finite, also after a conversion to the dtype of
+        their counterpart. Anything may stand for None, and any dictionary for an empty one; what
+        lists hold is left to the caller.
+    name : str
+        What the error calls the state.
+    equal : collection of str
+        The fields of ``state`` that must have the same content as those of ``own``.
     """
-    for name, value in own.items():
-        if saved.get(name) != value:
+    if isinstance(own, np.ndarray):
+        text = f"an array {own.shape} of finite {own.dtype} numbers"
+        fits = isinstance(state, np.ndarray) and state.shape == own.shape
+        with np.errstate(over="ignore"):
+            fits = fits and state.dtype.kind == own.dtype.kind
+            fits = fits and bool(np.isfinite(state.astype(own.dtype)).all())
+    else:
+        kinds = (KINDS[kind] for kind in KINDS if isinstance(own, kind))
+        text, holds = next(kinds, ("", lambda v: True))
+        fits = holds(state)
+    if not fits:
+        got = f"{state.dtype} {state.shape}" if isinstance(state, np.ndarray) else f"{state!r:.60}"
+        raise ValueError(f"{name} must be {text}, got {got}")
+    if not isinstance(own, dict) or not own:
+        return
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise ValueError(f"{name} lacks the fields {missing} and has unknown ones: {unknown}")
+    for key, part in own.items():
+        if key not in equal:
+            check_like(state[key], part, f"{name}.{key}")
+        elif not _same(part, state[key]):
             raise ValueError(
-                f"{owner} with {name} = {saved.get(name)}, this one has {name} = {value}: "
-                "use the same, or another checkpoint"
+                f"{name} was saved with {key} = {state[key]!s:.200}, this one has {key} = "
+                f"{part!s:.200}: use the same, or another checkpoint"
             )
+
+
+def _same(a, b) -> bool:
+    if isinstance(a, dict):
+        same_keys = isinstance(b, dict) and a.keys() == b.keys()
+        return same_keys and all(_same(a[key], b[key]) for key in a)
+    return np.array_equal(a, b)  # an array or tuple of a, maybe a list in b
+
+
+def check_random_state(state, generator: np.random.Generator, name: str) -> None:
+    """Raise ValueError unless the bit generator of ``generator`` can continue from ``state``."""
+    twin = copy.deepcopy(generator.bit_generator)
+    try:
+        twin.state = state
+        inner = state["state"]  # NumPy does not check the places in these buffers
+        possible = _same(twin.state, state) and state.get("has_uint32", 0) in (0, 1)
+        possible &= 0 <= inner.get("pos", 0) <= 624 and 0 <= state.get("buffer_pos", 0) <= 4
+    except Exception:  # NumPy raises half a dozen kinds
+        possible = False
+    if not possible:
+        raise ValueError(f"{name} must be a state that {type(twin).__name__} can have")
+
+
+# ------------------------------------------------------------------------------------- weights
 
 
 def save_weights(path: str | os.PathLike, model: Module) -> None:
@@ -139,16 +281,20 @@ def load_weights(path: str | os.PathLike, model: Module) -> None:
     Raises
     ------
     CheckpointError
-        As :func:`load_state`, and if the weights belong to another network.
+        As :func:`load_state`, and if the weights are not finite or belong to another network.
+        Nothing is changed then.
     """
     state = load_state(path)
     if "weights" not in state:
         raise CheckpointError(f"{path} holds no weights, only {sorted(state)}: give another path")
     try:
-        model.load_state_dict(state["weights"])
+        check_like(state["weights"], model.state_dict(), "weights")
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path} does not fit this network: {error}") from error
+    model.load_state_dict(state["weights"])
 
+
+# -------------------------------------------------------------------------------- a training run
 
 # The attributes of a training state that are saved as they are.
 PLACE = ("epoch", "step", "order", "sums", "seconds")
@@ -191,7 +337,7 @@ class TrainingState:
     Raises
     ------
     ValueError
-        If the optimiser has parameters that do not belong to the model.
+        If the optimiser or the average has parameters that do not belong to the model.
     """
 
     def __init__(self, model: Module, optimizer, rng: np.random.Generator, history, *,
@@ -200,12 +346,14 @@ class TrainingState:
         self.parts = {name: p for name, p in parts.items() if hasattr(p, "load_state_dict")}
         names = {id(p): name for name, p in model.named_parameters()}
         own, trained = ([*map(id, params)] for params in (model.parameters(), optimizer.params))
-        others = len(set(trained) - set(own))
-        if others:
-            raise ValueError(
-                f"{others} of the optimizer's {len(trained)} parameters do not belong to this "
-                "model: make it with model.parameters(), or with some of them"
-            )
+        for owner, part in (("optimizer", optimizer), ("average", parts.get("average"))):
+            params = getattr(part, "params", ())
+            others = len({*map(id, params)} - set(own))
+            if others:
+                raise ValueError(
+                    f"{others} of the {owner}'s {len(params)} parameters do not belong to this "
+                    "model: make it with model.parameters(), or with some of them"
+                )
         self.settings = {
             **settings,
             "generator": type(rng.bit_generator).__name__,
@@ -247,8 +395,8 @@ class TrainingState:
         finally:
             swap()
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write all of it. ``"weights"`` are those that the training would return now."""
+    def state_dict(self) -> dict:
+        """All of it. ``"weights"`` are those that the training would return now."""
         self.settle()
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -261,8 +409,11 @@ class TrainingState:
         if "average" in self.parts:
             state["weights before averaging"] = self.model.state_dict()
         with self.averaged():
-            state["weights"] = self.model.state_dict()
-        save_state(path, state)
+            return {**state, "weights": self.model.state_dict()}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write all of it to a file."""
+        save_state(path, self.state_dict())
         self.saved_in = path
 
     def load(self, path: str | os.PathLike) -> None:
@@ -271,41 +422,75 @@ class TrainingState:
         Raises
         ------
         CheckpointError
-            If the file is missing or broken.
-        ValueError
-            If it belongs to a run with other settings or to another network. Nothing is changed
-            then.
+            If the file is missing or broken, or belongs to a run with other settings or to another
+            network. Nothing is changed then.
         """
-        state = load_state(path)
-        if "settings" not in state:
-            raise ValueError(f"{path} is not a training state: it holds {sorted(state)}")
-        check_same(f"{path} was written by a run", state["settings"], self.settings)
-        if "sums" not in state:
-            _convert(path, state)
-        self.optimizer.check_state(state["optimizer"])  # before anything changes
-        before = {name: part.state_dict() for name, part in self.parts.items()}
-        try:  # each of these may refuse the state
-            for name, part in self.parts.items():
-                part.load_state_dict(state["parts"][name])
-            self.model.load_state_dict(state.get("weights before averaging", state["weights"]))
-        except ValueError:
-            for name, part in self.parts.items():
+        state, where = load_state(path), ""
+        parts = {"optimizer": self.optimizer, **self.parts}
+        before = {name: part.state_dict() for name, part in parts.items()}
+        try:
+            self._check(state)
+            for name, part in parts.items():  # each may refuse its state
+                where = f"state of {name}: "
+                part.load_state_dict((state | state["parts"])[name])
+        except Exception as error:  # a part may raise anything
+            for name, part in parts.items():
                 part.load_state_dict(before[name])
-            raise
-        self.optimizer.load_state_dict(state["optimizer"])
+            text = str(error) if isinstance(error, ValueError) else repr(error)
+            raise CheckpointError(f"{path}: {where}{text}") from error
+        self.model.load_state_dict(state.get("weights before averaging", state["weights"]))
         self.rng.bit_generator.state = state["rng"]
         vars(self.history).update(state["history"])
-        vars(self).update({name: state.get(name) for name in PLACE}, saved_in=path)
+        vars(self).update({name: state[name] for name in PLACE}, saved_in=path)
+
+    def _check(self, state: dict) -> None:
+        """Raise ValueError unless :meth:`save` could have written this state in such a run.
+
+        The optimiser and the parts check their states themselves.
+        """
+        if "settings" not in state:
+            raise ValueError(f"this is not a training state with settings, but {sorted(state)}")
+        if "loss_sum" in state and "sums" not in state:
+            _convert(state, self.settings)
+        check_like(state["settings"], self.settings, "state.settings", equal=self.settings)
+        own = self.state_dict() | {"settings": {}, "history": {}, "rng": {}, "optimizer": {}}
+        check_like(state, own | {"parts": dict.fromkeys(self.parts)}, "state")
+        check_random_state(state["rng"], self.rng, "state.rng")
+
+        # Do the history, the order and the sums belong to that epoch and step?
+        examples, size = self.settings["examples"], self.settings["batch_size"]
+        epoch, step, order, sums = (state[name] for name in PLACE[:4])
+        for name in vars(self.history).keys() | state["history"]:
+            column = state["history"].get(name)
+            numbers = isinstance(column, list) and all(map(is_json_number, column))
+            if not numbers or len(column) != epoch or name in dir(type(self.history)):
+                raise ValueError(f"state.history.{name} must hold {epoch} numbers, one per epoch")
+        if state["history"]["epoch"] != [*range(1, epoch + 1)]:
+            raise ValueError(f"state.history.epoch must count to {epoch}")
+        if step > -(-examples // size):
+            raise ValueError(f"state.step must be a batch of an epoch, got {step}")
+        if step or order is not None:
+            check_like(order, np.arange(examples), "state.order")
+            if not step or (np.sort(order) != np.arange(examples)).any():
+                raise ValueError("state.order must hold each example once, and be null at step 0")
+        for name in {"loss", "train_accuracy", *sums} if step else sums:
+            match sums.get(name):
+                case [int() | float() as total, int(count)] if count > 0 and is_json_number(total):
+                    if math.isfinite(total) or name not in ("loss", "train_accuracy"):
+                        continue
+            raise ValueError(f"state.sums.{name} must hold a sum and the number of its examples")
 
 
-def _convert(path, state: dict) -> None:
+def _convert(state: dict, own: dict) -> None:
     """Bring a state of format 1, which has two sums with names of their own, into today's form."""
-    settings = state["settings"]
-    if settings.get("replays", 1) != 1:
+    if state["settings"].pop("replays", 1) != 1:
         raise ValueError(
-            f"{path} was written with Free by an earlier version, which counted steps differently: "
+            "it was written with Free by an earlier version, which counted steps differently: "
             "delete it and start again"
         )
-    examples = min(state["step"] * settings["batch_size"], settings["examples"])
+    state["settings"].setdefault("trained", None)
+    check_like(state.get("step"), 0, "state.step")
+    examples = min(state["step"] * own["batch_size"], own["examples"])
     names = {"loss": "loss_sum", "train_accuracy": "correct"}
-    state["sums"] = {name: (state[old], examples) for name, old in names.items()}
+    sums = {name: [state.pop(old, None), examples] for name, old in names.items()}
+    state["sums"] = sums if examples else {}

@@ -6,7 +6,7 @@ symptoms gives such a defense away:
 
     no gradient      the model is not a chain of differentiable operations
     zero gradients   the loss is flat, exactly or almost, at the images
-    random answers   the same image gets other logits the second time
+    random answers   the same image gets other logits when it is queried again
     probabilities    the model ends in a softmax, behind which gradients vanish
     more steps       a longer attack finds less than a shorter one
     larger ε         an attack in a larger ball finds less than one in a smaller ball
@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -197,7 +196,7 @@ def the_case(
     """
     if isinstance(x, Case):
         return x
-    (x, y, _), logits = inputs.checked_logits(model, x, y, stacklevel=5)
+    (x, y, _), logits = inputs.checked_logits(model, x, y)
     correct = np.flatnonzero(to_numpy(logits.argmax(1) == y))
     if not len(correct):
         raise ValueError(
@@ -284,8 +283,7 @@ def masking(
         raise ValueError("masking needs a finite ε, the one at which robustness is claimed")
     inputs.check_counts(steps=steps, queries=queries)
     sources = [sources] if callable(sources) else list(sources)
-    with warnings.catch_warnings():  # the checks look at what the attacks would warn of
-        warnings.simplefilter("ignore", inputs.AttackWarning)
+    with inputs.quiet():  # the checks look at what the attacks would warn of
         case = the_case(model, x, y, ball=ball, steps=steps, loss=loss, rng=rng)
         first = zero_gradients(model, case)
         findings = [first, random_answers(model, case), probabilities(model, case)]
@@ -301,7 +299,7 @@ def masking(
         if sources:
             findings.append(transferred(model, case, sources=sources))
     for finding in findings:
-        _warn(finding, stacklevel=3)
+        _warn(finding)
     return Report(tuple(findings))
 
 
@@ -350,7 +348,7 @@ def zero_gradients(
 
 
 def random_answers(model: Callable, x: Array) -> Finding:
-    """Whether a second query with the same images returns other logits.
+    """Whether ten more queries with the same images return other logits.
 
     It is an alarm if a logit changes by more than a thousandth of the largest one.
 
@@ -379,8 +377,7 @@ def probabilities(model: Callable, x: Array) -> Finding:
     model, x
         As for :func:`masking`.
     """
-    with warnings.catch_warnings():  # about the same
-        warnings.simplefilter("ignore", inputs.AttackWarning)
+    with inputs.quiet():  # about the same
         logits = the_case(model, x).logits
     alarm = inputs.seem_probabilities(logits)
     measured = f"from {float(logits.min()):.3g} to {float(logits.max()):.3g}"
@@ -593,8 +590,8 @@ def _at_least(k: int, n: int, p: float) -> float:
     return 1.0 if k == 0 else float(bdtrc(k - 1, n, p))
 
 
-def _warn(finding: Finding, stacklevel: int = 3) -> Finding:
+def _warn(finding: Finding) -> Finding:
     if finding.alarm:
         text = f"{finding.check}: {finding.measured}. Masked gradients? {finding.explanation}"
-        warnings.warn(text, MaskingWarning, stacklevel=stacklevel)
+        inputs.warn(text, MaskingWarning)
     return finding

@@ -27,9 +27,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from numbers import Real
 
 import numpy as np
 
@@ -39,10 +39,9 @@ from tinyadv.attacks.shared import pieces, step_or_default
 from tinyadv.attacks.spatial import spatial_random
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
-from tinyadv.checkpoint import check_same
+from tinyadv.checkpoint import check_like, check_random_state, is_json_number
 from tinyadv.evaluate import accuracy
 from tinyadv.inputs import (
-    AttackWarning,
     Checked,
     check_ball,
     check_choice,
@@ -51,10 +50,12 @@ from tinyadv.inputs import (
     check_shares,
     checked,
     frozen,
+    warn,
 )
 from tinyadv.losses import cross_entropy, soft_cross_entropy
 from tinyadv.parallel import by_examples
 from tinyadv.tensor import Array, Tensor, grad
+from tinyadv.train import with_generator
 from tinyadv.verify import worst_logits
 
 
@@ -112,7 +113,17 @@ class Defense:
         return {"rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue from a state, or raise ValueError if it is not one of such a defence."""
+        self.check_state(state)
         self.rng.bit_generator.state = state["rng"]
+
+    def check_state(self, state: dict) -> None:
+        """Raise ValueError unless the state could be one of such a defence."""
+        name, own = type(self).__name__, self.state_dict()
+        # What lies deeper is checked by the object that it belongs to.
+        own = {key: {} if isinstance(part, dict) else part for key, part in own.items()}
+        check_like(state, own, name)
+        check_random_state(state["rng"], self.rng, f"{name}.rng")
 
     def _scaled_ball(self) -> Ball:
         epsilon = self.share * self.ball.epsilon if self.share else 0.0
@@ -299,17 +310,21 @@ class Fast(MinMax):
         self.looks.append((self.step, single, fgsm, full))
         before, self.overfitted = self.overfitted, fgsm - full > self.gap
         if self.overfitted and not before:
-            warnings.warn(
+            warn(
                 f"catastrophic overfitting at step {self.step}: accuracy is {fgsm:.0%} under FGSM "
                 f"and {full:.0%} under PGD. Training continues with {self.rescue_steps} steps of "
-                "PGD until the gap is closed; a smaller step_size or learning rate may prevent it",
-                AttackWarning,
-                stacklevel=3,
+                "PGD until the gap is closed; a smaller step_size or learning rate may prevent it"
             )
 
     def state_dict(self):
         own = {name: getattr(self, name) for name in ("step", "looks", "overfitted")}
         return {**super().state_dict(), **own}
+
+    def check_state(self, state):
+        super().check_state(state)
+        for look in state["looks"]:
+            if not isinstance(look, (list, tuple)) or [*map(is_json_number, look)] != [True] * 4:
+                raise ValueError(f"Fast.looks must hold rows of four numbers, got {look!r:.60}")
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
@@ -387,7 +402,7 @@ class Free(Defense):
     def _kept(self, x: Array) -> tuple[Array, Array]:
         """The δ of earlier batches for the images x, and those for batches that are larger."""
         xp, n = array_module(x), len(x)
-        kept = xp.zeros_like(x) if self.delta is None else xp.asarray(self.delta)
+        kept = xp.zeros_like(x) if self.delta is None else xp.asarray(self.delta, x.dtype)
         if kept.shape[1:] != x.shape[1:]:
             raise ValueError(
                 f"Free keeps δ of shape {kept.shape[1:]}, got {x.shape[1:]} now: make a new Free"
@@ -401,7 +416,10 @@ class Free(Defense):
         return {"delta": delta, "replays": self.replays}
 
     def load_state_dict(self, state: dict) -> None:
-        check_same("this state belongs to Free", state, {"replays": self.replays})
+        own = {"replays": self.replays, "delta": None}
+        check_like(state, own, "Free", equal=("replays",))
+        if (delta := state["delta"]) is not None:
+            check_like(delta, np.zeros(np.shape(delta), np.float32), "Free.delta")
         self.delta = state["delta"]
 
 
@@ -569,8 +587,9 @@ class IntervalBound(Defense):
     attack : callable, optional
         ``attack(model, x, y) -> x′`` such as :class:`MinMax`. The first term is then CE(f(x′), y),
         a lower bound on the inner maximum beside the upper one, if ε and the warm-up of the attack
-        match. De Palma et al. (2024), "Expressive losses for verified robustness via convex
-        combinations" (MTL-IBP).
+        match. If it takes an ``rng`` that is not set, it is given the generator of this defence.
+        De Palma et al. (2024), "Expressive losses for verified robustness via convex combinations"
+        (MTL-IBP).
 
     Raises
     ------
@@ -596,13 +615,15 @@ class IntervalBound(Defense):
         check_ball(Linf(epsilon))
         if not isinstance(ramp, (tuple, list)) or len(ramp) != 2:
             raise TypeError(f"ramp must be a pair of epochs (start, end), got {ramp!r}")
-        if not 0 <= ramp[0] <= ramp[1] < math.inf:
+        numbers = all(isinstance(epoch, Real) for epoch in ramp)
+        if not (numbers and 0 <= ramp[0] <= ramp[1] < math.inf):
             raise ValueError(f"ramp must be two epochs 0 ≤ start ≤ end, got {ramp}")
         if hasattr(attack, "train_batch"):
             name = type(attack).__name__
             raise TypeError(f"attack must return images, not train as {name}: use MinMax or Fast")
         self.epsilon, self.kappa = float(epsilon), float(kappa)
         self.ramp, self.attack = ramp, attack
+        self._attacked = with_generator(attack, self.rng)
 
     def at(self, epoch: float) -> None:
         self.share = ramp(epoch, *self.ramp)
@@ -614,15 +635,16 @@ class IntervalBound(Defense):
         if not self.looked:
             self._check_once(model, x, y)
             if self.kappa < 1:  # raises an error now if a layer has no interval rule
-                worst_logits(model, x[:1], x[:1], y[:1])
-        logits = model(x if self.attack is None else self.attack(model, x, y))
-        loss = cross_entropy(logits, y)
+                worst_logits(model, x[:1], x[:1], y[:1], outward=False)
         kappa = 1 - self.share * (1 - self.kappa)
-        if kappa == 1:  # the bound has no weight
+        if kappa < 1:  # otherwise the bound has no weight
+            xp, epsilon = array_module(x), self.share * self.epsilon
+            low, high = xp.clip(x - epsilon, 0, 1), xp.clip(x + epsilon, 0, 1)
+        logits = model(x if self.attack is None else self._attacked(model, x, y))
+        loss = cross_entropy(logits, y)
+        if kappa == 1:
             return loss, logits
-        xp, epsilon = array_module(x), self.share * self.epsilon
-        low, high = xp.clip(x - epsilon, 0, 1), xp.clip(x + epsilon, 0, 1)
-        bound = cross_entropy(worst_logits(model, low, high, y), y)
+        bound = cross_entropy(worst_logits(model, low, high, y, outward=False), y)
         return kappa * loss + (1 - kappa) * bound, logits
 
     def state_dict(self) -> dict:
@@ -630,9 +652,7 @@ class IntervalBound(Defense):
         return super().state_dict() | ({"attack": self.attack.state_dict()} if own else {})
 
     def load_state_dict(self, state: dict) -> None:
-        own = hasattr(self.attack, "load_state_dict")
-        saved = {"attack": "attack" in state}
-        check_same("this state belongs to IntervalBound", saved, {"attack": own})
-        super().load_state_dict(state)
-        if own:
+        self.check_state(state)
+        if "attack" in state:
             self.attack.load_state_dict(state["attack"])
+        super().load_state_dict(state)

@@ -17,7 +17,7 @@ import numpy as np
 
 from tinyadv import inputs
 from tinyadv.attacks.cascade import AttackResult, Counted, Robustness, run_attacks
-from tinyadv.backend import to_numpy
+from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball
 from tinyadv.data import batches
 from tinyadv.inputs import predict
@@ -49,26 +49,40 @@ def accuracy(
         A label for which the model has no logit counts as misclassified.
     attack : callable, optional
         ``attack(model, x, y) -> x_adv``, which is given copies; the accuracy is then the one on the
-        images that it returns.
+        images that it returns, which are checked.
     batch_size : int, optional
         Examples in one pass. By default 500, or all of them if the model does not promise to treat
         each example on its own (``by_example``).
 
     Raises
     ------
-    ValueError
-        If there are no examples, ``y`` is not one integer for each, or ``batch_size`` is not an
-        integer ≥ 1.
+    TypeError, ValueError
+        If there are no examples, ``y`` is not one integer for each, ``batch_size`` is not an
+        integer ≥ 1, or the attack does not return an array of the shape, dtype and backend of its
+        input, with pixel values 0–1.
+
+    Warns
+    -----
+    AttackWarning
+        If the model returns NaN for some of the examples, which then count as misclassified.
     """
     x, y = inputs.as_arrays(x, y)
     y = inputs.check_labels(y, x)
     batch_size = inputs.size_of_a_batch(model, x, batch_size)
-    correct = 0
+    counts = array_module(x).zeros(2, np.int64)  # correct, without a prediction
     for xb, yb in batches(x, y, batch_size):
         if attack is not None:
-            xb = attack(model, xb.copy(), yb.copy())
-        correct = correct + (predict(model, xb, batch_size) == yb).sum()  # stays on the device
-    return float(correct) / len(x)
+            given, xb = xb, attack(model, xb.copy(), yb.copy())
+            inputs.check_returned(xb, given)
+        predicted = predict(model, xb, batch_size)
+        counts = counts + array_module(x).stack([predicted == yb, predicted < 0]).sum(1)
+    correct, without = to_numpy(counts).tolist()  # the only wait for a device
+    if without:
+        inputs.warn(
+            f"the model returned NaN for {without} of {len(x)} examples, which count as "
+            f"misclassified: {inputs.NOT_FINITE}"
+        )
+    return correct / len(x)
 
 
 # ------------------------------------------------------------------------------- several attacks
@@ -89,8 +103,8 @@ def robustness(
 
     An example that is misclassified without attack stays misclassified and is not attacked, so a
     model that looks at the whole batch is attacked with a smaller batch than N. All shares are
-    shares of all N examples. What an attack returns is checked and classified again, and
-    only this result counts. NaN among the logits is not a success.
+    shares of all N examples. What an attack returns is checked and classified again, and only this
+    result counts.
 
     Parameters
     ----------
@@ -134,7 +148,8 @@ def robustness(
     Warns
     -----
     AttackWarning
-        If the model seems to return probabilities.
+        If the model seems to return probabilities, or returns NaN for some of the examples of an
+        attack, which then count as misclassified.
 
     Examples
     --------
@@ -168,7 +183,7 @@ def robustness(
 def _checked(model, x, y, batch_size) -> tuple[Array, Array, np.ndarray]:
     """x, y, and which examples the model classifies correctly: (N,) of bool, on the host."""
     x, y = inputs.as_arrays(x, y)
-    (x, y, _), logits = inputs.checked_logits(model, x, y, batch_size, stacklevel=5)
+    (x, y, _), logits = inputs.checked_logits(model, x, y, batch_size)
     return x, y, to_numpy(logits.argmax(1) == y)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyadv import ops
 from tinyadv.backend import array_module
+from tinyadv.inputs import native
 from tinyadv.tensor import Array, Tensor, checked_list, grad
 
 
@@ -56,13 +57,14 @@ def check_grads(
     rng = np.random.default_rng(rng)
     if order < 1:
         raise ValueError(f"order must be 1 or more, got {order}")
-    for position, x in enumerate(checked_list(inputs)):
-        if getattr(x, "dtype", None) != np.float64:
-            kind = getattr(x, "dtype", type(x).__name__)
+    inputs = [native(x) for x in checked_list(inputs)]
+    for position, x in enumerate(inputs):
+        kind = str(getattr(x, "dtype", type(x).__name__))
+        if kind != "float64":
             raise TypeError(f"check_grads needs float64 arrays: input {position} is {kind}")
     xp = array_module(*inputs)
     tensors = [Tensor(x) for x in inputs]
-    y = f(*tensors)
+    y = _output(f, tensors)
     u = xp.asarray(rng.standard_normal(y.shape))
     # Directions of length 1, so that the step is a length whatever the number of inputs.
     directions = [rng.standard_normal(x.shape) for x in inputs]
@@ -70,7 +72,7 @@ def check_grads(
     directions = [xp.asarray(v / length) for v in directions]
 
     def along(t: float) -> float:
-        moved = f(*[Tensor(x + t * v) for x, v in zip(inputs, directions, strict=True)])
+        moved = _output(f, [Tensor(x + t * v) for x, v in zip(inputs, directions, strict=True)])
         return float((u * moved.value).sum())
 
     expected = (along(step) - along(-step)) / (2 * step)
@@ -135,7 +137,7 @@ def jvp(f: Callable, inputs: Sequence[Array], tangents: Sequence[Array]) -> tupl
     (array([1., 4.]), array([2., 0.]))
     """
     tensors, tangents = _matching(inputs, tangents)
-    y = f(*tensors)
+    y = _output(f, tensors)
     u = Tensor(array_module(y.value).zeros_like(y.value))
     along = _dot(grad(y, tensors, u, create_graph=True), tangents)
     (tangent,) = grad(along, [u])
@@ -174,17 +176,30 @@ def hvp(f: Callable, inputs: Sequence[Array], vector: Sequence[Array]) -> list[A
     [array([ 6., 12.])]
     """
     tensors, vector = _matching(inputs, vector)
-    along = _dot(grad(f(*tensors), tensors, create_graph=True), vector)
+    along = _dot(grad(_output(f, tensors), tensors, create_graph=True), vector)
     return grad(along, tensors)
 
 
-def _matching(inputs, directions) -> tuple[list[Tensor], Sequence[Array]]:
+def _output(f: Callable, tensors: list[Tensor]) -> Tensor:
+    """f of the tensors, or a TypeError if that is not a tensor."""
+    y = f(*tensors)
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"f must return a Tensor and returned {type(y).__name__}: compute with the tensors "
+            "themselves, by their operators and tinyadv.ops, and not with their .value"
+        )
+    return y
+
+
+def _matching(inputs, directions) -> tuple[list[Tensor], list[Array]]:
     """The inputs as tensors, if there is a direction of the same shape for each."""
-    shapes = [x.shape for x in checked_list(inputs)]
-    got = [v.shape for v in checked_list(directions)]
+    tensors = [Tensor(x) for x in checked_list(inputs)]
+    xp = array_module(*(x.value for x in tensors))
+    directions = [v if hasattr(v, "dtype") else xp.asarray(v) for v in checked_list(directions)]
+    shapes, got = [x.shape for x in tensors], [v.shape for v in directions]
     if got != shapes:
         raise ValueError(f"expected a direction for each input, of shapes {shapes}, got {got}")
-    return [Tensor(x) for x in inputs], directions
+    return tensors, directions
 
 
 def _dot(tensors, arrays):

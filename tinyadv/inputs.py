@@ -3,8 +3,10 @@
     checked          the images, labels and targets of an attack, after a check of each
     checked_logits   the same for a function that needs the logits of all images anyway
     check_…          the parts of these checks, which other modules use as well
+    check_returned   what an attack returned
     all_logits       the logits of any number of images
     predict          their predicted classes
+    warn, quiet      warnings that point to the caller's line, and code that needs none
 
 A public function checks its arguments once. It passes them on to other functions of the library as
 :class:`Checked`, and these do not check them again.
@@ -13,14 +15,18 @@ A public function checks its arguments once. It passes them on to other function
 from __future__ import annotations
 
 import math
+import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import numpy as np
 
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.balls import Ball, Linf
+from tinyadv.balls import Ball, Linf, is_number, wide
 from tinyadv.parallel import may_cut
 from tinyadv.tensor import Array, Tensor, value_of
 
@@ -29,6 +35,30 @@ BATCH = 500  # images in one pass of predict and all_logits, if the batch may be
 
 class AttackWarning(UserWarning):
     """The attack runs, but its result may not mean what it seems to mean."""
+
+
+_quiet = ContextVar("quiet", default=False)  # of this thread only, unlike a filter of warnings
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """:func:`warn` says nothing in this context, and in this thread: for code that knows better."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def warn(text: str, category: type[Warning] = AttackWarning) -> None:
+    """Warn of what a user should know, at the line outside of this package that led here."""
+    if _quiet.get():
+        return
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)
 
 
 # ------------------------------------------------------------------------------------- an attack
@@ -86,21 +116,22 @@ def checked(
         _check_same(x, y, target)
         return x
     check_pixels(x)
+    x = native(x)
     # One image shows the shape; a model that looks at the whole batch must be given all of it.
     some = x[:1] if may_cut(model) else x
-    logits = value_of(frozen(model)(Tensor(some)))
+    logits = value_of(frozen(model)(Tensor(some.copy())))
     classes = check_logits(logits, len(some))
     if y is None:
-        y = predict(model, x) if may_cut(model) else logits.argmax(1)
+        logits = all_logits(model, x) if may_cut(model) else logits
+        _check_finite(logits)
+        y = logits.argmax(1)
     else:
-        y = check_labels(y, x, classes)
+        y = check_labels(y, x, classes).copy()  # a user's loss may write into it
     if target is not None:
-        target = [target] * len(x) if isinstance(target, (int, np.integer)) else target
-        target = check_labels(target, x, classes, "target")
+        target = check_target(target, x, classes)
         same = int(to_numpy((target == y).sum()))
         if same:
-            text = f"the target of {same} of {len(x)} images is their label y: choose another class"
-            warnings.warn(text, AttackWarning, stacklevel=3)
+            warn(f"the target of {same} of {len(x)} images is their label y: choose another class")
     return Checked(x, y, target)
 
 
@@ -116,8 +147,6 @@ def checked_logits(
     x: Array,
     y: Array | None = None,
     batch_size: int | None = None,
-    *,
-    stacklevel: int = 4,
 ) -> tuple[Checked, Array]:
     """As :func:`checked`, and the logits of all images, which come from a single pass.
 
@@ -127,8 +156,6 @@ def checked_logits(
         As for :func:`checked`. The model is given arrays only, so it need not have a gradient.
     batch_size : int, optional
         As for :func:`all_logits`.
-    stacklevel : int
-        Which caller a warning points to, see :func:`warnings.warn`.
 
     Returns
     -------
@@ -150,8 +177,9 @@ def checked_logits(
         _check_same(x, y)
         return x, all_logits(model, x.x, batch_size)
     check_pixels(x)
+    x = native(x)
     logits = all_logits(model, x, batch_size)
-    classes = check_logits(logits, len(x), stacklevel=stacklevel)
+    classes = check_logits(logits, len(x))
     y = logits.argmax(1) if y is None else check_labels(y, x, classes)
     return Checked(x, y), logits
 
@@ -161,8 +189,14 @@ def checked_logits(
 
 def as_arrays(x, y) -> tuple[Array, Array]:
     """Images and labels as arrays: lists become NumPy arrays, arrays stay as they are."""
-    x, y = (a if hasattr(a, "shape") else np.asarray(a) for a in (x, y))
+    x, y = (native(a if hasattr(a, "shape") else np.asarray(a)) for a in (x, y))
     return x, y
+
+
+def native(a: Array) -> Array:
+    """``a`` in the byte order of this machine; files like those of MNIST have the other one."""
+    dtype = getattr(a, "dtype", None)
+    return a if getattr(dtype, "isnative", True) else a.astype(dtype.newbyteorder("="))
 
 
 def check_pixels(x, name: str = "x") -> None:
@@ -171,12 +205,13 @@ def check_pixels(x, name: str = "x") -> None:
     if isinstance(x, Tensor) or kind is None:
         remedy = "take its .value" if isinstance(x, Tensor) else "convert it with numpy.asarray"
         raise TypeError(f"{name} must be an array (N, …), got {type(x).__name__}: {remedy}")
-    if kind != "f":
+    if kind != "f" or x.dtype.itemsize > 8:
         raise TypeError(
-            f"{name} must hold floating-point numbers from 0 to 1, got {x.dtype}: "
+            f"{name} must hold floating-point numbers from 0 to 1, in 64 bits at most, "
+            f"got {x.dtype}: "
             "convert with x.astype('float32'), and divide by 255 if that is the brightest pixel"
         )
-    if x.ndim < 2 or len(x) == 0:
+    if x.ndim < 2 or x.size == 0:
         raise ValueError(
             f"{name} must be a batch (N, …) of at least one example, got shape {x.shape}: "
             "x[None] makes a batch of a single image"
@@ -203,7 +238,7 @@ def check_labels(labels, x, classes: int | None = None, name: str = "y") -> Arra
 
     ``classes`` is K. Without it the values are not looked at, and nothing waits for a GPU.
     """
-    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+    labels = native(labels if hasattr(labels, "dtype") else np.asarray(labels))
     if len(x) == 0:
         raise ValueError("x must hold at least one example, got none")
     # Labels of shape (N, 1) would be compared with the predictions of all examples.
@@ -224,39 +259,80 @@ def check_labels(labels, x, classes: int | None = None, name: str = "y") -> Arra
     return labels if array_module(labels) is xp else xp.asarray(to_numpy(labels))
 
 
+def check_target(target, x, classes: int) -> Array:
+    """A target for each example (N,), a copy, from one for all or one for each of them."""
+    target = [target] * len(x) if isinstance(target, (int, np.integer)) else target
+    return check_labels(target, x, classes, "target").copy()
+
+
+def check_returned(x_adv, x: Array, name: str = "the attack") -> None:
+    """Raise an error that names the attack unless it returned images like those it was given."""
+    if type(x_adv) is not type(x):
+        raise TypeError(
+            f"{name} must return an array like its input, {type(x)}, "
+            f"got {type(x_adv).__name__} of {type(x_adv).__module__}"
+        )
+    if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+        raise ValueError(
+            f"{name} must return {x.dtype} of shape {x.shape}, like its input, "
+            f"got {x_adv.dtype} of shape {x_adv.shape}"
+        )
+    check_range(x_adv, f"what {name} returned")
+
+
 # ------------------------------------------------------------------------------------- logits
 
 
-def check_logits(logits, n: int, *, stacklevel: int = 4) -> int:
+def check_logits(logits, n: int) -> int:
     """K, the number of classes, or a ValueError unless these are finite logits (n, K).
 
-    Warns with an AttackWarning if they seem to be probabilities. ``stacklevel`` says which caller
-    the warning points to.
+    Warns with an AttackWarning if they seem to be probabilities.
     """
-    if getattr(logits, "ndim", 0) != 2 or len(logits) != n:
-        got = getattr(logits, "shape", type(logits).__name__)
+    _check_shape(logits, n)
+    rows = _check_finite(logits)
+    if seem_probabilities(rows):
+        warn(
+            "the model seems to return probabilities: its outputs are ≥ 0 and add up to 1. Remove "
+            "its softmax, behind which gradients vanish and attacks look weaker than they are"
+        )
+    return rows.shape[1]
+
+
+def _check_shape(logits, n: int) -> Array:
+    """``logits``, or a ValueError unless they are an array (n, K) of numbers."""
+    dtype, shape = getattr(logits, "dtype", None), getattr(logits, "shape", ())
+    numbers = dtype is not None and dtype.kind in "fiub" and dtype.itemsize <= 8
+    if not numbers or len(shape) != 2 or shape[0] != n or shape[1] == 0:
+        got = type(logits).__name__ if dtype is None else f"{dtype} of shape {shape}"
         images = f"{n} image{'s' * (n > 1)}"
         raise ValueError(f"the model must return logits (N, K): for {images} it returned {got}")
+    return logits
+
+
+NOT_FINITE = "look for a division, logarithm or root of zero in it, and for NaN in its weights"
+
+
+def _check_finite(logits: Array) -> np.ndarray:
+    """The logits on the host, or a ValueError if one of them is not finite."""
     rows = to_numpy(logits)
     wrong = rows[~np.isfinite(rows).all(1)]
     if len(wrong):
         raise ValueError(
-            f"the model returned NaN or infinity for {len(wrong)} of {n} images, like {wrong[0]}: "
-            "look for a division, logarithm or root of zero in it, and for NaN in its weights"
+            f"the model returned NaN or infinity for {len(wrong)} of {len(rows)} images, like "
+            f"{wrong[0]}: {NOT_FINITE}"
         )
-    if seem_probabilities(rows):
-        text = (
-            "the model seems to return probabilities: its outputs are ≥ 0 and add up to 1. Remove "
-            "its softmax, behind which gradients vanish and attacks look weaker than they are"
-        )
-        warnings.warn(text, AttackWarning, stacklevel=stacklevel)
-    return rows.shape[1]
+    return rows
 
 
 def seem_probabilities(logits: Array) -> bool:
     """Whether all entries of (N, K) are ≥ 0 and each row adds up to 1."""
-    low, off = float(logits.min()), float(abs(logits.sum(1) - 1).max())
-    return logits.shape[1] > 1 and low >= 0 and off < 1e-3
+    low, off = float(logits.min()), float(abs(wide(logits).sum(1) - 1).max())
+    return logits.shape[1] > 1 and low >= 0 and off < 1e-3 + _eps(logits)
+
+
+def _eps(logits: Array) -> float:
+    """The relative rounding error of their type; that of integers is as good as none."""
+    return float(np.finfo(np.result_type(logits.dtype, np.float16)).eps)
 
 
 def all_logits(model: Callable, x: Array, batch_size: int | None = None) -> Array:
@@ -274,13 +350,13 @@ def all_logits(model: Callable, x: Array, batch_size: int | None = None) -> Arra
     Raises
     ------
     ValueError
-        If ``batch_size`` is not an integer ≥ 1.
+        If ``batch_size`` is not an integer ≥ 1, or the model does not return logits (n, K).
     """
     batch_size = size_of_a_batch(model, x, batch_size)
-    model = frozen(model)
+    model = lent(model)
     # An empty batch takes one pass as well: its logits have the shape (0, K).
-    starts = range(0, max(len(x), 1), batch_size)
-    parts = [value_of(model(x[i : i + batch_size])) for i in starts]
+    pieces = [x[i : i + batch_size] for i in range(0, max(len(x), 1), batch_size)]
+    parts = [_check_shape(value_of(model(piece)), len(piece)) for piece in pieces]
     return parts[0] if len(parts) == 1 else array_module(x).concatenate(parts)
 
 
@@ -305,31 +381,61 @@ def predict(model: Callable, x: Array, batch_size: int | None = None) -> Array:
 
     Returns
     -------
-    (N,) int64, on the backend of ``x``
+    (N,) int64, on the backend of ``x``; -1, which is no class, where a logit is NaN
 
     Raises
     ------
     ValueError
-        If ``batch_size`` is not an integer ≥ 1.
+        As for :func:`all_logits`.
     """
+    xp = array_module(x)
     if len(x) == 0 and size_of_a_batch(model, x, batch_size):
-        return array_module(x).zeros(0, np.int64)
-    return all_logits(model, x, batch_size).argmax(1)
+        return xp.zeros(0, np.int64)
+    logits = all_logits(model, x, batch_size)
+    return xp.where(xp.isnan(logits).any(1), -1, logits.argmax(1))
 
 
-def logits_change(model: Callable, x: Array, logits: Array) -> tuple[bool, float, float]:
+def logits_change(
+    model: Callable, x: Array, logits: Array, queries: int = 10
+) -> tuple[bool, float, float]:
     """Whether another query changes the logits, by how much, and the size of the largest one.
 
     The change is the largest change of a logit, and counts if it is above a thousandth of the
-    largest logit. ``logits`` (N, K) are the model's for ``x`` (N, …).
+    largest logit, or in float16 a sixtieth, which may be rounding. ``logits`` (N, K) are the
+    model's for ``x`` (N, …). It is queried up to ``queries`` times: a model that returns the same
+    logits every second time is missed once in a thousand times.
     """
-    change, size = float(abs(logits - all_logits(model, x)).max()), float(abs(logits).max())
-    return not change <= 1e-3 * size, change, size  # NaN is a change
+    change, size = 0.0, float(abs(logits).max())
+    for _ in range(queries):
+        change = float(abs(logits - all_logits(model, x)).max())
+        if not change <= max(1e-3, 16 * _eps(logits)) * size:  # NaN is a change
+            return True, change, size
+    return False, change, size
 
 
 def frozen(model: Callable) -> Callable:
     """The model with its weights as arrays, so that it records nothing: see ``Module.frozen``."""
     return model.frozen() if hasattr(model, "frozen") else model
+
+
+def lent(model: Callable) -> Callable:
+    """The frozen model, which is given a copy of each input, so that the caller's never change.
+
+    A user's model may write into its input, as in ``x -= mean``. A network that consists of this
+    library's layers alone does not, and is given the inputs themselves.
+    """
+    modules = list(model.modules()) if hasattr(model, "modules") else []
+    held = [value for module in modules for value in vars(module).values()]
+    parts = [part for value in held for part in (value if isinstance(value, list) else [value])]
+    own = [
+        str(getattr(part, "__module__", None)).startswith("tinyadv.")
+        for part in [*modules, *filter(callable, parts)]
+    ]
+    model = frozen(model)
+    if own and all(own):
+        return model
+    # x + 0 is a copy on the tape; with "K" an array is stored in the same way.
+    return lambda x: model(x + 0 if isinstance(x, Tensor) else x.copy("K"))
 
 
 # ------------------------------------------------------------------------------------- settings
@@ -340,29 +446,28 @@ def check_ball(ball) -> None:
     if not isinstance(ball, Ball):
         raise TypeError(f"ball must be Linf(ε), L2(ε) or L1(ε) of tinyadv.balls, got {ball!r}")
     if isinstance(ball, Linf) and 1 < ball.epsilon < math.inf:
-        text = f"ε = {ball.epsilon:g} allows every image of pixels 0–1: divide an ε of 0–255 by 255"
-        warnings.warn(text, AttackWarning, stacklevel=3)
+        warn(f"ε = {ball.epsilon:g} allows every image of pixels 0–1: divide an ε of 0–255 by 255")
 
 
 def check_numbers(**numbers) -> None:
     """Raise ValueError unless all of ``numbers`` are finite and 0 or more."""
     for name, number in numbers.items():
-        if not 0 <= number < math.inf:
-            raise ValueError(f"{name} must be a number ≥ 0, got {number}")
+        if not (is_number(number) and 0 <= number < math.inf):
+            raise ValueError(f"{name} must be a number ≥ 0, got {number!r}")
 
 
 def check_positive(**numbers) -> None:
     """Raise ValueError unless all of ``numbers`` are finite and above 0."""
     for name, number in numbers.items():
-        if not 0 < number < math.inf:
-            raise ValueError(f"{name} must be a number > 0, got {number}")
+        if not (is_number(number) and 0 < number < math.inf):
+            raise ValueError(f"{name} must be a number > 0, got {number!r}")
 
 
 def check_shares(**shares) -> None:
     """Raise ValueError unless all of ``shares`` are from 0 to 1."""
     for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be a share from 0 to 1, got {share}")
+        if not (is_number(share) and 0 <= share <= 1):
+            raise ValueError(f"{name} must be a share from 0 to 1, got {share!r}")
 
 
 def check_counts(least: int = 1, **counts) -> None:

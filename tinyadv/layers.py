@@ -18,7 +18,7 @@ import numpy as np
 
 from tinyadv import conv, ops
 from tinyadv.backend import array_module, get_backend, to_numpy
-from tinyadv.inputs import check_choice
+from tinyadv.inputs import check_choice, check_counts
 from tinyadv.parallel import by_examples, may_cut, worth_cutting
 from tinyadv.tensor import Array, Tensor
 
@@ -69,6 +69,7 @@ INITIALISERS = {f.__name__: f for f in (he_normal, glorot_uniform, fan_in_unifor
 
 def _initial_parameters(rng, shape, init: str, bias: bool) -> tuple[Tensor, Tensor | None]:
     """Weights of this shape, and (with ``bias``) as many biases as there are outputs."""
+    check_counts(inputs=shape[1], outputs=shape[0])
     check_choice(tuple(INITIALISERS), init=init)
     window = int(np.prod(shape[2:]))  # 1 for a dense layer
     fan_in, fan_out = shape[1] * window, shape[0] * window
@@ -94,7 +95,10 @@ class Module:
     {'factor': array([1.], dtype=float32)}
 
     Parameters may also lie in lists, tuples and dictionaries of any depth, alone or in modules:
-    ``self.parts = {"key": [Scale()]}`` has the parameter ``parts.key.0.factor``.
+    ``self.parts = {"key": [Scale()]}`` has the parameter ``parts.key.0.factor``. A tensor that an
+    operation made, such as an activation kept as an attribute, is not a parameter. The input of a
+    network may be a tensor that no operation made: keep its ``.value``. A module may refer back to
+    one that holds it: that one is not entered a second time.
 
     A class that writes its own ``__call__`` may set ``by_example = True``. It then promises that it
     treats each example on its own, so that a batch may be cut into pieces, and that it computes
@@ -121,24 +125,18 @@ class Module:
             yield from _parts(name, value)
 
     def modules(self) -> Iterator[Module]:
-        """This module and all modules within it."""
-        yield self
-        for value in vars(self).values():
-            if isinstance(value, Module):
-                yield from value.modules()
-            elif isinstance(value, (list, tuple, Mapping)):
-                for _, part in _parts("", value):
-                    if isinstance(part, Module):
-                        yield from part.modules()
+        """This module and all modules within it, each once."""
+        found, seen = [self], {id(self)}
+        for module in found:  # the list grows while the loop runs
+            yield module
+            for _, part in module.children():
+                if isinstance(part, Module) and id(part) not in seen:
+                    seen.add(id(part))
+                    found.append(part)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Names such as ``"0.weight"`` and the parameters, in the order of their definition."""
-        for name, value in self.children():
-            if isinstance(value, Tensor):
-                yield name, value
-            elif isinstance(value, Module):
-                for inner, parameter in value.named_parameters():
-                    yield f"{name}.{inner}", parameter
+        yield from _leaves("", self, ())
 
     def parameters(self) -> list[Tensor]:
         """All parameters, in the order of their definition; one that is used twice, once."""
@@ -151,11 +149,7 @@ class Module:
         or ``astype``, which bring other arrays, make a new copy. A module of a class
         that does not promise ``by_example`` is used as it is, with its tensors.
         """
-        if type(self).by_example is False:
-            return self
-        twin = copy.copy(self)
-        vars(twin).update({name: _frozen(value) for name, value in vars(self).items()})
-        return twin
+        return _frozen(self, {})
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters as NumPy arrays, by name."""
@@ -169,20 +163,23 @@ class Module:
         Raises
         ------
         ValueError
-            If names are missing or unknown, or a shape differs. Nothing is changed then.
+            If names are missing or unknown, a shape differs, or an array does not hold real
+            numbers. Nothing is changed then.
         """
         parameters = dict(self.named_parameters())
         missing, unknown = parameters.keys() - state.keys(), state.keys() - parameters.keys()
         other = "these weights belong to another network"
         if missing or unknown:
             raise ValueError(f"{other}: missing {sorted(missing)}, unknown {sorted(unknown)}")
-        arrays = {name: to_numpy(state[name]).astype(p.dtype) for name, p in parameters.items()}
+        arrays = {name: to_numpy(state[name]) for name in parameters}
         for name, p in parameters.items():
-            shape = arrays[name].shape
+            shape, dtype = arrays[name].shape, arrays[name].dtype
             if shape != p.shape:
                 raise ValueError(f"{other}: {name} has shape {shape}, this one needs {p.shape}")
+            if not np.can_cast(dtype, p.dtype, "same_kind"):
+                raise ValueError(f"{other}: {name} holds {dtype}, this one needs {p.dtype}")
         for name, p in parameters.items():
-            p.value = array_module(p.value).asarray(arrays[name])
+            p.value = array_module(p.value).asarray(arrays[name].astype(p.dtype))
 
     def to(self, backend: str) -> Module:
         """Move all parameters to ``"numpy"`` or ``"cupy"``; returns the module itself."""
@@ -192,25 +189,53 @@ class Module:
         return self
 
     def astype(self, dtype) -> Module:
-        """Change all parameters to a floating-point ``dtype``; returns the module itself."""
+        """Change all parameters to a floating-point ``dtype``; returns the module itself.
+
+        Raises
+        ------
+        TypeError
+            If ``dtype`` is not a floating-point type.
+        """
         for p in self.parameters():
-            p.value = p.value.astype(dtype)
+            p.value = ops.astype(p.value, dtype)
         return self
 
 
-def _frozen(value):
-    """The array of a parameter, a module frozen; also within lists, tuples and dictionaries."""
+def _leaves(prefix: str, module: Module, holders: tuple) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a module by name; ``holders`` are the modules that hold it."""
+    holders = (*holders, module)
+    for name, value in module.children():
+        if isinstance(value, Tensor) and value.operation is None:
+            yield prefix + name, value
+        elif isinstance(value, Module) and not any(value is holder for holder in holders):
+            yield from _leaves(f"{prefix}{name}.", value, holders)
+
+
+def _frozen(value, twins: dict):
+    """The array of a parameter, a module frozen; also within lists, tuples and dictionaries.
+
+    ``twins`` has the frozen modules by the ``id`` of the original.
+    """
     if isinstance(value, Tensor):
         return value.value
     if isinstance(value, Module):
-        return value.frozen()
-    if type(value) not in (list, tuple, dict):
+        if type(value).by_example is False:
+            return value
+        if id(value) not in twins:
+            twin = twins[id(value)] = copy.copy(value)
+            vars(twin).update({name: _frozen(v, twins) for name, v in vars(value).items()})
+        return twins[id(value)]
+    if not isinstance(value, (list, tuple, dict)):
         return value
     held = list(value.values() if isinstance(value, dict) else value)
-    parts = [_frozen(part) for part in held]
+    parts = [_frozen(part, twins) for part in held]
     if all(a is b for a, b in zip(parts, held, strict=True)):
         return value  # with no parameter in it, such as a list that ``__call__`` appends to
-    return dict(zip(value, parts, strict=True)) if isinstance(value, dict) else type(value)(parts)
+    if isinstance(value, dict):
+        twin = copy.copy(value)  # of its own class, such as OrderedDict
+        twin.update(zip(value, parts, strict=True))
+        return twin
+    return getattr(value, "_make", type(value))(parts)  # for a named tuple
 
 
 def _parts(name: str, value) -> Iterator[tuple[str, object]]:
@@ -224,21 +249,35 @@ def _parts(name: str, value) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
+def _all_promise(held: str) -> property:
+    """``by_example`` of a container: what it was set to, else whether all that it holds promise it.
+
+    ``held`` names the attribute with the list of them.
+    """
+    return property(
+        lambda self: vars(self).get(
+            "by_example", all(getattr(f, "by_example", False) for f in getattr(self, held))
+        ),
+        lambda self, promise: vars(self).update(by_example=promise),
+    )
+
+
 class Sequential(Module):
     """The layers one after another, named by their position.
 
     With a :class:`Conv2d` anywhere within, a large batch is cut into pieces that several cores work
     on, at the outermost ``Sequential``. It stays whole if one of the modules within does not allow
-    it (``by_example``), or is a plain function, about which nothing is known.
+    it (``by_example``), or is a plain function, about which nothing is known; or if ``by_example``
+    of the container itself is set to False.
     """
 
     def __init__(self, *layers: Module):
         self.layers = list(layers)
 
-    by_example = property(lambda self: all(getattr(f, "by_example", False) for f in self.layers))
+    by_example = _all_promise("layers")
 
     def children(self):
-        return ((str(i), layer) for i, layer in enumerate(self.layers))
+        return ((name.removeprefix("layers."), part) for name, part in super().children())
 
     def __call__(self, x):
         if worth_cutting(x) and self._convolves() and may_cut(self):
@@ -295,7 +334,7 @@ class Average(Module):
                 )
         self.members = list(members)
 
-    by_example = property(lambda self: all(getattr(f, "by_example", False) for f in self.members))
+    by_example = _all_promise("members")
 
     def __call__(self, x):
         return mean_of([member(x) for member in self.members])
@@ -313,7 +352,8 @@ def mean_of(tensors):
                 f"the members of an Average must return one shape, got {first.shape} and "
                 f"{other.shape}: take networks with the same classes"
             )
-    return sum(others, first) * (1 / len(tensors))
+    mean = ops.in_float32(lambda *same: sum(same[1:], same[0]) * (1 / len(same)))
+    return mean(*tensors)
 
 
 # -------------------------------------------------------------------------- layers with weights
@@ -329,13 +369,15 @@ class Conv2d(Module):
         In pixels; see :func:`tinyadv.conv.conv2d`.
     bias : bool
     init : {"he_normal", "glorot_uniform", "fan_in_uniform", "interval_normal"}
-    rng : numpy.random.Generator or int
+    rng : numpy.random.Generator or int, optional
+        Makes the weights reproducible. By default every layer draws other ones. Give the layers of
+        a network one generator: the same int would give them equal weights.
     """
 
     by_example = True
 
     def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=0,
-                 bias=True, init="he_normal", rng=0):  # fmt: skip
+                 bias=True, init="he_normal", rng=None):  # fmt: skip
         kh, kw = conv.pair(kernel_size, "kernel_size", 1)
         conv.pair(stride, "stride", 1), conv.pair(padding, "padding", 0)  # errors here, not later
         shape = (out_channels, in_channels, kh, kw)
@@ -358,7 +400,7 @@ class Dense(Module):
 
     by_example = True
 
-    def __init__(self, in_features, out_features, *, bias=True, init="he_normal", rng=0):
+    def __init__(self, in_features, out_features, *, bias=True, init="he_normal", rng=None):
         self.weight, self.bias = _initial_parameters(rng, (out_features, in_features), init, bias)
 
     def __call__(self, x):

@@ -21,8 +21,8 @@ from tinyadv.tensor import Array, Tensor, value_of
 REDUCTIONS = {"mean": ops.mean, "sum": ops.sum, "none": lambda losses: losses}
 
 
-def one_hot(labels: Array, logits: Array | Tensor) -> Array:
-    """The labels as rows with a single 1, in the logits' shape, dtype and backend: (N, K).
+def is_label(labels: Array, logits: Array | Tensor) -> Array:
+    """Whether a class is the label: (N, K) bool, on the logits' backend.
 
     Raises
     ------
@@ -32,7 +32,8 @@ def one_hot(labels: Array, logits: Array | Tensor) -> Array:
     """
     z, labels = value_of(logits), value_of(labels)
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
-    if z.ndim != 2 or labels.shape != z.shape[:1] or labels.dtype.kind not in "iu":
+    integers = labels.dtype.kind in "iu" or not labels.size  # [] is an array of float64
+    if z.ndim != 2 or labels.shape != z.shape[:1] or not integers:
         raise ValueError(
             "a loss takes logits (N, K) and labels (N,), which are integers from 0 to K - 1; "
             f"got {z.shape} and {labels.shape} of {labels.dtype}"
@@ -44,7 +45,23 @@ def one_hot(labels: Array, logits: Array | Tensor) -> Array:
                 f"labels must be from 0 to {k - 1}, because the network has {k} outputs; "
                 f"got labels from {labels.min()} to {labels.max()}"
             )
-    return (xp.asarray(labels)[:, None] == xp.arange(k)).astype(z.dtype)
+    return xp.asarray(labels)[:, None] == xp.arange(k)
+
+
+def one_hot(labels: Array, logits: Array | Tensor) -> Array:
+    """The labels as rows with a single 1, in the logits' shape, dtype and backend: (N, K).
+
+    Raises
+    ------
+    ValueError
+        As :func:`is_label`.
+    """
+    return is_label(labels, logits).astype(value_of(logits).dtype)
+
+
+def _at(mask, values):
+    """The value (N,) of each row that ``mask`` picks; the others may be infinite."""
+    return ops.sum(ops.masked(values, mask), axis=1)
 
 
 def _reduce(losses, reduction: str):
@@ -67,8 +84,8 @@ def cross_entropy(logits, labels, reduction="mean"):
     ValueError
         If the shapes do not match or a label is out of range.
     """
-    y = one_hot(labels, logits)
-    return _reduce(-ops.sum(y * ops.log_softmax(logits, axis=1), axis=1), reduction)
+    y = is_label(labels, logits)
+    return _reduce(-_at(y, ops.log_softmax(logits, axis=1)), reduction)
 
 
 def soft_cross_entropy(logits, probabilities, reduction="mean"):
@@ -87,7 +104,11 @@ def soft_cross_entropy(logits, probabilities, reduction="mean"):
             f"soft_cross_entropy takes logits and probabilities of one shape (N, K), "
             f"got {logits.shape} and {probabilities.shape}"
         )
-    return _reduce(-ops.sum(probabilities * ops.log_softmax(logits, axis=1), axis=1), reduction)
+    log_p = ops.log_softmax(logits, axis=1)
+    counts = value_of(probabilities)  # 0 · log 0 = 0: a class of probability 0 adds nothing
+    if isinstance(probabilities, Tensor):  # whose gradient there is the logarithm, if it is finite
+        counts = (counts != 0) | (value_of(log_p) > -np.inf)
+    return _reduce(-ops.sum(probabilities * ops.where(counts, log_p, 0), axis=1), reduction)
 
 
 def margin(logits, labels, reduction="mean"):
@@ -97,9 +118,9 @@ def margin(logits, labels, reduction="mean"):
     Unlike cross-entropy it does not go flat when the network is sure. Arguments as for
     :func:`cross_entropy`.
     """
-    y = one_hot(labels, logits)
-    others = ops.where(y > 0, -np.inf, logits)
-    return _reduce(ops.max(others, axis=1) - ops.sum(y * logits, axis=1), reduction)
+    y = is_label(labels, logits)
+    others = ops.where(y, -np.inf, logits)
+    return _reduce(ops.max(others, axis=1) - _at(y, logits), reduction)
 
 
 def dlr(logits, labels, reduction="mean"):
@@ -111,7 +132,7 @@ def dlr(logits, labels, reduction="mean"):
     difference = margin(logits, labels, "none")
     ranked = _sorted_logits(logits, 3)
     spread = ranked[:, 0] - ranked[:, 2]
-    return _reduce(difference / (spread + 1e-12), reduction)
+    return _reduce(difference / _not_0(spread), reduction)
 
 
 def dlr_targeted(logits, labels, targets, reduction="mean"):
@@ -125,10 +146,15 @@ def dlr_targeted(logits, labels, targets, reduction="mean"):
     labels, targets : (N,) integers
     reduction : {"mean", "sum", "none"}
     """
-    difference = ops.sum((one_hot(targets, logits) - one_hot(labels, logits)) * logits, axis=1)
+    difference = _at(is_label(targets, logits), logits) - _at(is_label(labels, logits), logits)
     ranked = _sorted_logits(logits, 4)
     spread = ranked[:, 0] - 0.5 * (ranked[:, 2] + ranked[:, 3])
-    return _reduce(difference / (spread + 1e-12), reduction)
+    return _reduce(difference / _not_0(spread), reduction)
+
+
+def _not_0(spread):
+    """The spread as a divisor. In float16, where a quotient by 1e-12 overflows, at least 2⁻⁵."""
+    return ops.maximum(spread, 2**-5) if spread.dtype.char == "e" else spread + 1e-12
 
 
 def _sorted_logits(logits, least: int):

@@ -1,7 +1,9 @@
 """The networks, by name. All take images (N, C, H, W) and return logits (N, K): no softmax.
 
 :func:`threshold_layers` is a piece of one.
-``rng`` is a seed or a generator; ``init`` names an initialisation of :mod:`tinyadv.layers`.
+``rng`` is a seed or a generator, or ``None`` for weights that differ with every call. It is 0 by
+default: two calls give the same network, and an ensemble needs seeds, ``slides_cnn(rng=1)``.
+``init`` names an initialisation of :mod:`tinyadv.layers`.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ def mlp(
     ----------
     sizes : sequence of int
         Two at least; with just two it is a linear model.
-    rng : numpy.random.Generator or int
+    rng : numpy.random.Generator, int or None
     activation : {"relu", "leaky_relu", "sigmoid", "tanh", "softplus"}
         Between the layers.
     init : str

@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from numbers import Real
 
 import numpy as np
 
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.checkpoint import check_same
-from tinyadv.inputs import check_numbers, check_positive
+from tinyadv.checkpoint import check_like
+from tinyadv.inputs import check_numbers, check_positive, check_shares, is_number
 from tinyadv.parallel import in_threads, threads
 from tinyadv.tensor import Array, Tensor
 
@@ -35,7 +34,8 @@ class Optimizer:
     """The base class of all optimisers: parameters, a learning rate, and *slots*.
 
     Slots are arrays that an optimiser keeps for each parameter, such as a running mean of its
-    gradients. A subclass names them in ``slot_names``, passes the constants of its formula on as
+    gradients. For parameters in half precision the slots are float32, and so is the arithmetic of a
+    step. A subclass names them in ``slot_names``, passes the constants of its formula on as
     ``options``, and writes the formula in ``_update``.
 
     Parameters
@@ -61,18 +61,14 @@ class Optimizer:
     slot_names: tuple[str, ...] = ()
 
     def __init__(self, params: Sequence[Tensor], lr: float, weight_decay: float, **options):
-        self.params = list(params)
-        if not self.params or not all(isinstance(p, Tensor) for p in self.params):
-            raise TypeError("an optimizer takes a list of Tensors, such as model.parameters()")
-        if len(set(map(id, self.params))) < len(self.params):
-            raise ValueError("a parameter is given twice, and would be changed twice: remove one")
+        self.params = _checked_params(params)
         check_numbers(lr=lr, weight_decay=weight_decay)
         self.option_names = (*options, "weight_decay")
         vars(self).update(options, weight_decay=weight_decay)
         self.lr = self.initial_lr = float(lr)
         self.steps = 0  # taken so far
         self.slots = [
-            [array_module(p.value).zeros_like(p.value, order="C") for _ in self.slot_names]
+            [array_module(p.value).zeros(p.shape, _wide(p.dtype)) for _ in self.slot_names]
             for p in self.params
         ]
 
@@ -89,13 +85,15 @@ class Optimizer:
         TypeError
             If the gradients are tensors.
         ValueError
-            If the number of gradients or one of their shapes is wrong.
+            If the number of gradients or one of their shapes is wrong, or the learning rate is not
+            a finite number ≥ 0.
         """
         if any(isinstance(g, Tensor) for g in grads):
             raise TypeError("gradients must be arrays, got Tensors: take the .value of each")
         shapes, expected = [g.shape for g in grads], [p.shape for p in self.params]
         if shapes != expected:
             raise ValueError(f"expected gradients of shapes {expected}, got {shapes}")
+        check_numbers(lr=self.lr)
         self.steps += 1
         self.lr = float(self.lr)  # a NumPy float64 would turn float32 weights into float64
         pieces = []
@@ -111,9 +109,14 @@ class Optimizer:
 
     def _update_all(self, pieces) -> None:
         for xp, w, dw, *state in pieces:
+            narrow, wide = w, _wide(w.dtype)
+            if w.dtype.itemsize < wide.itemsize:
+                w, dw = w.astype(wide), dw.astype(wide)
             if self.weight_decay:
                 dw = dw + self.weight_decay * w
             self._update(xp, w, dw, *state)
+            if w is not narrow:
+                narrow[...] = w
 
     def _update(self, xp, w, dw, *state) -> None:
         """Change ``w`` and ``state`` in place."""
@@ -123,7 +126,7 @@ class Optimizer:
         """Everything that :meth:`load_state_dict` needs to continue with the same numbers."""
         return {
             "kind": type(self).__name__,
-            "options": self._options(),
+            "options": {name: getattr(self, name) for name in self.option_names},
             "initial_lr": self.initial_lr,
             "lr": self.lr,
             "steps": self.steps,
@@ -139,28 +142,15 @@ class Optimizer:
         Raises
         ------
         ValueError
-            As :meth:`check_state`. Nothing is changed then.
+            If the state belongs to an optimiser of another class, with other options or with
+            parameters of other shapes. Nothing is changed then.
         """
-        self.check_state(state)
+        check_like(state, self.state_dict(), "optimizer", equal=("kind", "options"))
         for name, array in self._named_slots().items():
             array[...] = array_module(array).asarray(state["slots"][name])
         self.steps = state["steps"]
         if state["initial_lr"] == self.initial_lr:
             self.lr = state["lr"]
-
-    def check_state(self, state: dict) -> None:
-        """Raise ValueError if the state belongs to an optimiser that differs from this one.
-
-        It may differ in its class, its options or the shapes of its parameters.
-        """
-        saved = {"kind": state.get("kind"), "options": state.get("options")}
-        saved["slots"] = {name: slot.shape for name, slot in state.get("slots", {}).items()}
-        own = {"kind": type(self).__name__, "options": self._options()}
-        own["slots"] = {name: slot.shape for name, slot in self._named_slots().items()}
-        check_same("this state belongs to an optimizer", saved, own)
-
-    def _options(self) -> dict:
-        return {name: getattr(self, name) for name in self.option_names}
 
     def _named_slots(self) -> dict[str, Array]:
         return {
@@ -170,11 +160,26 @@ class Optimizer:
         }
 
 
+def _wide(dtype) -> np.dtype:
+    """float32 instead of float16, in which squares of gradients and an ε of 1e-8 are 0."""
+    return np.result_type(dtype, np.float32)
+
+
+def _checked_params(params: Sequence[Tensor]) -> list[Tensor]:
+    """The parameters as a list, or an error unless they are different tensors."""
+    params = list(params)
+    if not params or not all(isinstance(p, Tensor) for p in params):
+        raise TypeError("expected a list of Tensors, such as model.parameters()")
+    if len(set(map(id, params))) < len(params):
+        raise ValueError("a parameter is given twice, and would be changed twice: remove one")
+    return params
+
+
 def _check_factors(**factors: float) -> None:
     """Raise ValueError unless these may be factors of a running mean."""
     for name, factor in factors.items():
-        if not 0 <= factor < 1:
-            raise ValueError(f"expected 0 ≤ {name} < 1, got {factor}")
+        if not (is_number(factor) and 0 <= factor < 1):
+            raise ValueError(f"expected 0 ≤ {name} < 1, got {factor!r}")
 
 
 class SGD(Optimizer):
@@ -286,27 +291,39 @@ class WeightAverage:
     Attributes
     ----------
     means : list of array
-        w̄ of each parameter; while the average is swapped in, w.
+        w̄ of each parameter, in float32 if the parameter has half precision.
+    steps : int
+        Updates so far.
+
+    Raises
+    ------
+    TypeError
+        If ``params`` is not a list of tensors.
+    ValueError
+        If ``decay`` is out of range.
     """
 
     def __init__(self, params: Sequence[Tensor], decay: float = 0.999):
-        if not isinstance(decay, Real) or isinstance(decay, bool) or not 0 <= decay <= 1:
-            raise ValueError(f"decay must be a number from 0 to 1, such as 0.999, got {decay!r}")
-        self.params, self.decay, self.steps = list(params), float(decay), 0
-        self.means = [p.value.copy() for p in self.params]
+        check_shares(decay=decay)
+        self.params, self.decay, self.steps = _checked_params(params), float(decay), 0
+        self.means = [p.value.astype(_wide(p.dtype)) for p in self.params]
+        self.weights = None  # w, while the average is swapped in
 
     def update(self) -> None:
         """Take in the weights after a step."""
         d = min(self.decay, self.steps / (self.steps + 1))
         for p, mean in zip(self.params, self.means, strict=True):
             mean *= d
-            mean += (1 - d) * p.value
+            mean += (1 - d) * p.value.astype(mean.dtype, copy=False)
         self.steps += 1
 
     def swap(self) -> None:
-        """Exchange the weights of the model and their averages."""
-        for i, p in enumerate(self.params):
-            p.value, self.means[i] = self.means[i], p.value
+        """Give the parameters their averages; the next call gives them their own weights back."""
+        before = [p.value for p in self.params]
+        after = self.means if self.weights is None else self.weights
+        for p, value in zip(self.params, after, strict=True):
+            p.value = value.astype(p.dtype, copy=False)
+        self.weights = before if self.weights is None else None
 
     def state_dict(self) -> dict:
         """Everything that :meth:`load_state_dict` needs to continue with the same numbers."""
@@ -321,15 +338,10 @@ class WeightAverage:
         ValueError
             If its decay or the shapes of its parameters differ. Nothing is changed then.
         """
-        means = [state["means"][str(i)] for i in range(len(state["means"]))]
-        saved = {"decay": state["decay"], "shapes": [mean.shape for mean in means]}
-        own = {"decay": self.decay, "shapes": [p.shape for p in self.params]}
-        check_same("this state belongs to an average", saved, own)
+        check_like(state, self.state_dict(), "average", equal=("decay",))
         self.steps = state["steps"]
-        self.means = [
-            array_module(p.value).asarray(mean).astype(p.dtype)
-            for p, mean in zip(self.params, means, strict=True)
-        ]
+        for i, mean in enumerate(self.means):
+            mean[...] = array_module(mean).asarray(state["means"][str(i)])
 
 
 # ------------------------------------------------------------------------------------ schedules
@@ -337,6 +349,7 @@ class WeightAverage:
 
 def constant(lr: float) -> Schedule:
     """The same learning rate at all times."""
+    check_numbers(lr=lr)
     return lambda epoch: lr
 
 
@@ -347,7 +360,10 @@ def piecewise_linear(points: Sequence[tuple[float, float]]) -> Schedule:
     >>> lr(2), lr(7), lr(12)
     (0.0025, 0.0025, 0.0)
     """
+    points = [(epoch, lr) for epoch, lr in points]
     epochs = [epoch for epoch, _ in points]
+    for epoch, lr in points:
+        check_numbers(epoch=epoch, lr=lr)
     if not points or any(a >= b for a, b in pairwise(epochs)):
         raise ValueError(
             f"points must be (epoch, lr) pairs in increasing order of the epoch, got {points}"
@@ -369,5 +385,6 @@ def cosine(lr: float, epochs: float) -> Schedule:
 
     Loshchilov & Hutter (2017), "SGDR", equation 5, without restarts.
     """
+    check_numbers(lr=lr)
     check_positive(epochs=epochs)
     return lambda epoch: lr * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))

@@ -12,23 +12,29 @@ single node:
 
 The gradient of that node is cut in the same way. Each thread walks back along its own tape; then
 the gradients of the examples are joined, and the gradients of what the pieces share, such as the
-weights, are added up in the order of the pieces. How a batch is cut depends on its size and not on
-the number of cores, so neither do the results.
+weights, are added up in the order of the pieces.
+
+How a batch is cut depends on its size and not on the number of threads, and within a piece the BLAS
+(the library that multiplies matrices for NumPy) has one thread. So :func:`limit` and the number of
+cores do not change a bit of what the pieces compute. Products outside pieces use the threads of the
+BLAS: in batches that are too small to be cut, in networks without convolutions, in models that do
+not promise ``by_example``. Another number of BLAS threads (``OPENBLAS_NUM_THREADS``), like another
+processor, may change the last bits of these.
 
 On a GPU there are no pieces: one launch serves the whole batch.
 """
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import math
 import operator
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from itertools import pairwise
 
 import numpy as np
@@ -45,8 +51,8 @@ except AttributeError:  # not on every system
 
 LARGE = 1 << 20  # numbers in an array whose sum with others is worth two threads
 
-_limit = contextvars.ContextVar("limit", default=None)
-_thread = threading.local()
+_limit = ContextVar("limit", default=None)
+_errors = ContextVar("errors", default=None)  # in a piece: the errors of all pieces of the call
 
 
 def threads() -> int:
@@ -60,8 +66,9 @@ def threads() -> int:
 def limit(n: int) -> Iterator[None]:
     """Share the pieces of a batch among at most ``n`` threads; the results do not depend on it.
 
-    The environment variable ``TINYADV_THREADS`` does the same for a whole program. Matrix products
-    that are not part of a piece use the threads of the BLAS, which ``OPENBLAS_NUM_THREADS`` limits.
+    The environment variable ``TINYADV_THREADS`` does the same for a whole program. The limit holds
+    for the thread that sets it. Matrix products that are not part of a piece use the threads of the
+    BLAS, which ``OPENBLAS_NUM_THREADS`` limits.
 
     Raises
     ------
@@ -93,94 +100,185 @@ def _count(n, name: str) -> int:
 
 def inside() -> bool:
     """Whether the running code works on a piece already, which should not be cut again."""
-    return getattr(_thread, "inside", False)
+    return _errors.get() is not None
+
+
+class Stopped(BaseException):
+    """Ends the work on a piece because another piece failed. No caller gets to see it."""
+
+
+def stop_point() -> None:
+    """End the work on this piece here if another piece of the same batch has failed.
+
+    Call it once in each step of a loop that may run long in a piece; then an error in one thread,
+    or Ctrl-C, does not wait for the whole pieces of the others. Outside a piece it does nothing.
+    The input gradients and queries of the attacks call it, and so does every ``Sequential``.
+
+    Raises
+    ------
+    Stopped
+        Not an ``Exception``, so that no handler of errors in a model catches it.
+    """
+    if _errors.get():
+        raise Stopped
+
+
+def _until_stopped(items) -> Iterator:
+    for item in items:
+        stop_point()
+        yield item
 
 
 def in_threads(work: Callable, items: Sequence) -> list:
     """``[work(item) for item in items]``, shared between the threads.
 
-    The pool begins with the first item and this thread with the last, until they meet. The first
-    error is raised here, once the items that have begun are done; no further item is begun then.
+    Each thread, the calling one among them, takes the next item until none is left. All of them
+    see the caller's context variables, such as :func:`limit` and ``numpy.errstate``. The first
+    error, or Ctrl-C, is raised here once the other threads have reached a :func:`stop_point` or
+    the end of their items; a second Ctrl-C does not wait for them.
+
     Within another such call there is nothing to gain, and this thread does all the work.
     """
     if inside() or len(items) < 2:
-        return [work(item) for item in items]
-    helpers, failed = min(threads(), len(items)) - 1, threading.Event()
+        return [work(item) for item in _until_stopped(items)]
+    helpers, waiting, process = min(threads(), len(items)) - 1, iter(range(len(items))), os.getpid()
+    results, errors, ends = {}, [], []
 
-    def help_with(item):
+    def take_part(indices):
+        _errors.set(errors)
         try:
-            return None if failed.is_set() else work(item)
-        except BaseException:
-            failed.set()
-            raise
+            for i in _until_stopped(indices):
+                results[i] = work(items[i])
+        except BaseException as error:
+            if not errors:
+                errors.append(error)
 
-    results: list = [None] * len(items)
-    with one_blas_thread():
-        # The last item is this thread's own.
-        futures = [_pool(helpers).submit(help_with, item) for item in items[:-1]] if helpers else []
-        _thread.inside = True
-        try:
-            for i in reversed(range(len(items))):
-                # What nobody has begun can still be cancelled, and this thread does it.
-                mine = i >= len(futures) or futures[i].cancel()
-                if not failed.is_set():
-                    results[i] = work(items[i]) if mine else futures[i].result()
-        finally:
-            failed.set()
-            _thread.inside = False
-            ended = [future for future in futures if not future.cancel()]
-            wait(ended)
-    for future in ended:
-        future.result()  # raises the error of a helper
-    return results
+    def wait_for_helpers():
+        for end in ends:
+            if os.getpid() == process:  # a process that was forked within a piece has no helpers
+                end.wait()
 
+    def for_this_thread():
+        with suppress(RuntimeError):  # no thread can be started, as when Python shuts down
+            for _ in range(helpers):
+                ends.append(_in_a_helper(functools.partial(take_part, waiting)))
+        yield from waiting
+        wait_for_helpers()
+        yield from set(range(len(items))).difference(results)  # after a fork what they had begun
 
-@functools.cache
-def _pool(helpers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(
-        helpers, "tinyadv", initializer=lambda: setattr(_thread, "inside", True)
-    )
+    try:
+        with one_blas_thread():
+            take_part(for_this_thread())
+            wait_for_helpers()  # which stop soon after an error
+            _errors.set(None)
+    finally:
+        _errors.set(None)  # once more, because Ctrl-C may have come before
+    if errors:
+        raise errors.pop()  # left in the list, it would keep alive all that its traceback refers to
+    return [results[i] for i in range(len(items))]
 
 
-_blas_lock = threading.Lock()
-_blas_users: list = []  # everyone who is inside; the last to leave restores the first one's limit
+_idle: list = []  # the inboxes of the helpers that wait for work
+
+
+def _in_a_helper(function: Callable) -> threading.Event:
+    """Call the function in an idle thread or a new one; the event is set when it has ended."""
+    try:
+        inbox = _idle.pop()
+    except IndexError:
+        inbox = queue.SimpleQueue()
+        # Daemons, so that a program that ends does not wait for them.
+        threading.Thread(target=_help, args=(inbox,), name="tinyadv", daemon=True).start()
+    end = threading.Event()
+    inbox.put((copy_context(), function, end))
+    return end
+
+
+def _help(inbox: queue.SimpleQueue) -> None:
+    while True:
+        context, function, end = inbox.get()
+        context.run(function)
+        _idle.append(inbox)
+        end.set()
+        del context, function, end  # nothing holds them while the thread is idle
+
+
+# ---------------------------------------------------------------------------- threads of the BLAS
+
+_blas_lock = threading.RLock()
+_blas_users: dict = {}  # everyone in one_blas_thread: a token -> the number of its thread
+_blas_before: dict = {}  # while there are any: a library -> its own number of threads
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Limit the BLAS to one thread while any thread is in this context: the cores are taken."""
+    user = object()
+
+    def leave():
+        try:
+            _blas_users.pop(user, None)
+            _adapt_blas()
+        finally:
+            with suppress(RuntimeError):  # this thread does not hold the lock any more
+                while True:
+                    _blas_lock.release()
+
+    try:
+        try:
+            _blas_users[user] = threading.get_ident()
+            _adapt_blas()
+            yield
+        finally:
+            leave()
+    finally:
+        leave()  # once more, because Ctrl-C may have cut the first one short
+
+
+def _adapt_blas() -> None:
+    """Limit the BLAS if it has users, else restore it. Cut short by Ctrl-C, it can be repeated."""
     with _blas_lock:
-        _blas_users.append(_blas_users[0] if _blas_users else _change_blas(_blas().limit, limits=1))
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            limit = _blas_users.pop()
-            if not _blas_users:
-                _change_blas(limit.restore_original_limits)
+        if _blas_users:
+            for library in _blas().lib_controllers:
+                _blas_before.setdefault(library, library.num_threads)
+                _set_blas(library, 1)
+        else:
+            for library, count in _blas_before.items():
+                _set_blas(library, count)
+            _blas_before.clear()
 
 
-def _change_blas(change: Callable, **how):
-    """threadpoolctl obeys only the thread that was the first to set a limit, unless told to."""
-    clear = getattr(_threadpoolctl().OpenBLASController, "clear_controlling_thread", None)
-    if clear is None:  # before version 3.7
-        return change(**how)
+def _set_blas(library, count: int) -> None:
+    """threadpoolctl ≥ 3.8 obeys only the thread that was the first to set a limit, if any was."""
+    clear = getattr(library, "clear_controlling_thread", lambda force: None)
     clear(force=True)
-    try:
-        return change(**how)
-    finally:
-        clear(force=True)
+    library.set_num_threads(count)
+    clear(force=True)
 
 
 @functools.cache
 def _blas():
-    return _threadpoolctl().ThreadpoolController().select(user_api="blas")
-
-
-def _threadpoolctl():
     import threadpoolctl  # not at the top, because only threads need it
 
-    return threadpoolctl
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+
+
+def _after_fork() -> None:
+    """In the new process, where no thread but the forking one exists."""
+    _idle.clear()
+    here = threading.get_ident()
+    if not inside() or here in _blas_users.values():  # else a helper, limited by its caller
+        for user, thread in list(_blas_users.items()):
+            if thread != here:
+                del _blas_users[user]
+    _adapt_blas()
+    _blas_lock.release()
+
+
+if hasattr(os, "register_at_fork"):  # with the lock held, so that no thread is half-way through it
+    os.register_at_fork(
+        before=_blas_lock.acquire, after_in_parent=_blas_lock.release, after_in_child=_after_fork
+    )
 
 
 # --------------------------------------------------------------------------- pieces of a batch
@@ -199,7 +297,11 @@ def may_cut(model) -> bool:
 
 
 def worth_cutting(x: Array | Tensor, least: int | None = None) -> bool:
-    """Whether :func:`by_examples` cuts this batch: a large one that is not a piece already."""
+    """Whether :func:`by_examples` cuts this batch: a large one that is not a piece already.
+
+    Networks ask this before each pass, so it is a :func:`stop_point`, too.
+    """
+    stop_point()
     if least is None:  # enough to outweigh the cost of a thread; on a GPU nothing is
         least = 16 if array_module(value_of(x)) is np else math.inf
     return len(x) >= least and not inside()
@@ -221,7 +323,7 @@ def by_examples(
     ----------
     f : function
         Treats each example on its own: f of a piece is that piece of f of the whole. Returns an
-        array or a tensor (N, …), or a tuple of arrays.
+        array or a tensor (N, …), or a tuple of these.
     *arrays : (N, …)
         Arrays or tensors, cut along their first axis. ``None`` is passed on as ``None``. What f
         takes from elsewhere, such as weights, is shared by the pieces and gets its gradient, too.
@@ -234,9 +336,20 @@ def by_examples(
     Returns
     -------
     what ``f(*arrays)`` would return
+
+    Raises
+    ------
+    ValueError
+        If the arrays differ in length, or f does not return a row for each example of a piece.
     """
-    n = len(arrays[0])
-    if not worth_cutting(arrays[0], least):
+    some = [array for array in arrays if array is not None]
+    if len({len(array) for array in some}) != 1:
+        raise ValueError(
+            "by_examples needs arrays of the same length, with a row for each example, because it "
+            f"cuts them alike; got arrays of lengths {[len(array) for array in some]}"
+        )
+    n = len(some[0])
+    if not worth_cutting(some[0], least):
         result = f(*arrays)
         if done is not None:
             done(n)
@@ -253,19 +366,30 @@ def by_examples(
             done(piece.stop - piece.start)
         return result, [part for part in parts if isinstance(part, Tensor)]
 
-    on_cpu = array_module(value_of(arrays[0])) is np
+    on_cpu = array_module(value_of(some[0])) is np
     results = in_threads(work, pieces) if on_cpu else [work(piece) for piece in pieces]
     outputs, leaves = zip(*results, strict=True)
+
+    def joined(outputs):
+        for output, piece in zip(outputs, pieces, strict=True):
+            if getattr(output, "shape", ())[:1] != (piece.stop - piece.start,):
+                got = getattr(output, "shape", type(output).__name__)
+                raise ValueError(
+                    "f must return a row for each example, in an array, a tensor or a tuple of "
+                    f"these: for {piece.stop - piece.start} examples it returned {got}"
+                )
+        if not any(isinstance(output, Tensor) for output in outputs):
+            return _row_by_row(outputs)
+        outputs = [output if isinstance(output, Tensor) else Tensor(output) for output in outputs]
+        shared = _shared(outputs, start)
+        inputs = [array for array in arrays if isinstance(array, Tensor)]
+        is_cut = [True] * len(inputs) + [False] * len(shared)
+        ends = [[*own, *shared] for own in leaves]
+        return _node([*inputs, *shared], outputs, ends, is_cut, pieces, start)
+
     if isinstance(outputs[0], tuple):
-        return tuple(_row_by_row(parts) for parts in zip(*outputs, strict=True))
-    if not any(isinstance(output, Tensor) for output in outputs):
-        return _row_by_row(outputs)
-    outputs = [output if isinstance(output, Tensor) else Tensor(output) for output in outputs]
-    shared = _shared(outputs, start)
-    inputs = [array for array in arrays if isinstance(array, Tensor)]
-    is_cut = [True] * len(inputs) + [False] * len(shared)
-    leaves = [[*own, *shared] for own in leaves]
-    return _node([*inputs, *shared], outputs, leaves, is_cut, pieces, start)
+        return tuple(map(joined, zip(*outputs, strict=True)))
+    return joined(outputs)
 
 
 def _cut(array, piece: slice):

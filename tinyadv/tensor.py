@@ -141,8 +141,10 @@ class Tensor:
     def __init__(self, value, operation=None, args=(), kwargs=None):
         if isinstance(value, Tensor):
             raise TypeError("Tensor() takes an array and got a Tensor: use it as it is, or .value")
-        if isinstance(value, (int, float, list, tuple, np.generic)):
-            value = np.asarray(value)
+        if not hasattr(value, "dtype") or isinstance(value, np.generic):
+            given, value = type(value).__name__, np.asarray(value)
+            if value.dtype.kind not in "biufc":
+                raise TypeError(f"Tensor() takes an array of numbers, got {given}")
         self.value, self.number = value, next(_counter)
         self.operation, self.args, self.kwargs = operation, args, kwargs
 
@@ -155,22 +157,22 @@ class Tensor:
         made_by = "" if self.operation is None else f", made by {self.operation.__name__}"
         return f"Tensor({self.value!r}{made_by})"
 
-    def __len__(self) -> int:
-        return len(self.value)
+    __len__ = lambda self: len(self.value)
+    __float__ = lambda self: float(self.value)
+    __bool__ = lambda self: bool(self.value)
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-    def __bool__(self) -> bool:
-        return bool(self.value)
 
     def __array__(self, *args, **kwargs):
         raise TypeError(
             "a Tensor is not an array: use .value for its numbers, tinyadv.ops to compute with it"
         )
+
+    def __array_function__(self, function, types, args, kwargs):
+        if function in (np.shape, np.ndim, np.size):  # known without the numbers
+            return function(*map(value_of, args), **{k: value_of(v) for k, v in kwargs.items()})
+        return self.__array__()
 
     # Comparisons give plain arrays. `==` compares numbers too, so hashing goes by identity.
     __gt__ = lambda self, other: self.value > value_of(other)
@@ -207,7 +209,7 @@ def grad(
     y : Tensor
         The output; a scalar, unless ``cotangent`` is given.
     inputs : list of Tensor
-        Leaves or inner nodes, with floating-point values.
+        Leaves or inner nodes, with values of float16, float32 or float64.
     cotangent : array or Tensor, optional
         For an output that is not a scalar: g of y's shape, to get gᵀ ∂y/∂input.
     create_graph : bool
@@ -218,15 +220,15 @@ def grad(
     Returns
     -------
     list of array (of Tensor with ``create_graph=True``)
-        In the order, shapes and dtypes of ``inputs``. They may share memory with each other and
-        with the cotangent, because the gradient of a sum is one number seen many times: do not
-        write into them.
+        In the order, shapes and dtypes (but for the byte order) of ``inputs``. They may share
+        memory with each other and with the cotangent, because the gradient of a sum is one number
+        seen many times: do not write into them.
 
     Raises
     ------
     TypeError
-        If ``y`` or one of the inputs is not a tensor, if an input does not hold floating-point
-        numbers, or if the path to it runs through an argument that has no gradient rule.
+        If ``y`` or one of the inputs is not a tensor, if an input has another dtype,
+        or if the path to it runs through an argument that has no gradient rule.
     ValueError
         If ``y`` is not a scalar and there is no cotangent, if the cotangent's shape is not y's, or,
         with ``unused="raise"``, if ``y`` does not depend on an input.
@@ -326,8 +328,8 @@ def _checked_cotangent(y, inputs, cotangent, unused):
                 f"input {position} must be a Tensor that the output was computed from, "
                 f"got {type(x).__name__}"
             )
-        if x.dtype.kind != "f":
-            raise TypeError(f"input {position} must hold floating-point numbers, not {x.dtype}")
+        if x.dtype.char not in "efd":
+            raise TypeError(f"input {position} must be float16, float32 or float64, not {x.dtype}")
     if unused not in ("zeros", "raise"):
         raise ValueError(f'unused must be "zeros" or "raise", got {unused!r}')
     if cotangent is None:

@@ -10,6 +10,7 @@ module is about arguments, Ctrl-C and what is printed.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import signal
@@ -25,17 +26,261 @@ from typing import NamedTuple
 import numpy as np
 
 from tinyadv.backend import array_module
-from tinyadv.checkpoint import TrainingState
+from tinyadv.checkpoint import TrainingState, check_writable
 from tinyadv.data import Dataset
 from tinyadv.evaluate import accuracy
-from tinyadv.inputs import check_counts
+from tinyadv.inputs import as_arrays, check_counts
 from tinyadv.layers import Module
 from tinyadv.losses import cross_entropy
 from tinyadv.optim import Optimizer, Schedule, WeightAverage
-from tinyadv.tensor import Array, Tensor, grad, value_of
+from tinyadv.tensor import Array, Tensor, grad, tape, value_of
 
 # Batches between two looks at the loss while an epoch runs. On a GPU each look waits for it.
 LOOK_EVERY = 50
+
+
+def cross_entropy_objective(model: Module, x: Array, y: Array) -> tuple[Tensor, Tensor]:
+    """The usual objective: the mean cross-entropy of a batch, and the logits."""
+    logits = model(x)
+    return cross_entropy(logits, y), logits
+
+
+def train_step(
+    perturb: Callable | None, model: Module, x: Array, y: Array, objective: Callable,
+    optimizer: Optimizer, begin: Callable,
+) -> Iterator[Result]:  # fmt: skip
+    """Train on one batch: perturb it, differentiate the objective, take a step.
+
+    A ``perturb`` that has a method ``train_batch`` replaces this function by
+    ``train_batch(model, x, y, objective, optimizer, begin)``, such as
+    :meth:`tinyadv.defenses.Free.train_batch`, which takes several steps.
+
+    Parameters
+    ----------
+    perturb, model, objective, optimizer
+        As for :func:`fit`; ``objective`` returns a :class:`Result`.
+    x, y : (N, …), (N,)
+        The batch.
+    begin : callable
+        ``begin(k, m)`` must be called before update k = 0, …, m - 1 of this batch: it sets the
+        learning rate, and tells the defences the time.
+
+    Yields
+    ------
+    Result
+        Of the objective, after each update of the parameters.
+    """
+    begin(0, 1)
+    if perturb is not None:
+        x = _images(perturb(model, x, y), "perturb")
+    result = objective(model, x, y)
+    optimizer.step(grad(result.loss, optimizer.params))
+    yield result
+
+
+def fit(
+    model: Module,
+    data: Dataset,
+    optimizer: Optimizer,
+    epochs: int,
+    perturb: Callable | None = None,
+    *,
+    augment: Callable | None = None,
+    objective: Callable = cross_entropy_objective,
+    batch_size: int = 128,
+    schedule: Schedule | None = None,
+    average: float | WeightAverage | None = None,
+    rng: np.random.Generator | int = 0,
+    validate: bool | Callable = True,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_steps: int | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train ``model`` in place.
+
+    Each step takes a batch of shuffled examples, lets ``perturb`` change them, and moves the
+    parameters against the gradient of the objective. With an attack as ``perturb`` this is the
+    min-max training of Madry et al. (2018); without one it is standard training.
+
+    Parameters
+    ----------
+    model : Module
+        Everything runs on the backend of its parameters; the data are moved there.
+    data : Dataset
+        ``x_train`` (N, C, H, W) and ``y_train`` (N,) are trained on; the test part is for the
+        validation.
+    optimizer : Optimizer
+        Made with ``model.parameters()``, or with some of them: the other parameters are frozen,
+        which means that they do not change and that no gradient is computed for them.
+    epochs : int
+        Passes over the training data in total, including passes before a resumed checkpoint.
+    perturb : callable, optional
+        The inner maximisation: ``perturb(model, x, y) -> x_adv``, see :mod:`tinyadv.defenses`. If
+        it takes an ``rng`` that is not set yet, as ``partial(pgd, ball=Linf(0.3))`` does, it is
+        given the generator of the run and draws new numbers in each step. A function of your own
+        that calls an attack must pass such an ``rng`` on, or the attack draws the same numbers in
+        each step. Or an object that updates the parameters itself, see :func:`train_step`.
+    augment : callable, optional
+        ``augment(x, rng) -> x``, applied first, such as ``random_shift(2)`` of :mod:`tinyadv.data`.
+        It draws from the generator that shuffles.
+    objective : callable
+        ``objective(model, x, y) -> (loss, logits)``: a scalar tensor, and a tensor (N, K) for the
+        training accuracy. It may return a dictionary of named scalars as well, as
+        ``(loss, logits, {"penalty": penalty})``. Their means over the epoch become columns of the
+        history; they may be tensors or arrays, and nothing waits for them before the epoch ends.
+        Parameters that the loss does not depend on have the gradient 0. An ``rng`` is given to it
+        as to ``perturb``.
+    batch_size : int
+    schedule : callable, optional
+        ``schedule(epoch) -> learning rate``, where ``epoch`` has fractions; see
+        :mod:`tinyadv.optim`. By default the optimiser keeps its own. It is not part of the
+        checkpoint: a resumed run uses the schedule that it is given.
+    average : float or WeightAverage, optional
+        Keep a running average of the weights that are trained, by default none: a number is the
+        decay of a :class:`tinyadv.optim.WeightAverage`. Steps are taken from the weights
+        themselves, and training is the same as without an average. The averaged weights are
+        validated, and ``model`` has them when ``fit`` returns. If ``fit`` raises an error instead,
+        the model has the weights of the last step.
+    rng : numpy.random.Generator or int
+        For the shuffling, for ``augment``, and for a ``perturb`` that takes an ``rng``. Its state
+        is part of the checkpoint, so a resumed run repeats all these draws.
+    validate : bool or callable
+        What to do after each epoch. ``True`` measures the test accuracy, ``False`` nothing. A
+        function ``validate(model)`` returns a number, which is recorded as the test accuracy, or a
+        dictionary of named numbers, which become columns of the history.
+    checkpoint : path, optional
+        The file to keep the training state in: written at the end of every epoch, on Ctrl-C, and
+        every ``checkpoint_steps`` batches.
+    checkpoint_steps : int, optional
+    resume : bool
+        Continue from ``checkpoint`` if that file exists. The weights at the end are then the same,
+        bit by bit, as after an uninterrupted run on the same machine. The optimiser must have the
+        same options; if it is made with another learning rate, training continues with that.
+    progress : bool
+        A bar on a terminal, and a line for each epoch.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    TypeError
+        If ``data`` is not a data set, an argument that should be a function is not, ``perturb`` or
+        ``augment`` does not return images, or ``objective`` does not return two tensors.
+    ValueError
+        If an argument or a name is not allowed, the loss does not depend on any parameter of the
+        optimiser, or ``average`` has been used in another run. In that case nothing is changed.
+    CheckpointError
+        A ValueError: if the checkpoint is broken, or belongs to other settings or another network.
+    OSError
+        If the checkpoint cannot be written; a path that does not allow it is noticed at the
+        beginning.
+    FloatingPointError
+        If the loss is no longer finite; the message says what to try.
+    KeyboardInterrupt
+        On Ctrl-C, after the current batch is done and the state is saved. A second Ctrl-C does not
+        wait. A ``fit`` that is called within a step of another one leaves Ctrl-C to that one, and
+        a handler of SIGINT that Python does not know stays in place.
+
+    Notes
+    -----
+    If ``perturb``, ``objective`` or ``average`` has a method ``at(epoch)``, it is called before
+    each step with the number of epochs done, including fractions: for an ε that grows. If it has
+    ``state_dict()`` and ``load_state_dict(state)``, its state is part of the checkpoint.
+    """
+    functions = {
+        "perturb": perturb, "augment": augment, "objective": objective, "schedule": schedule
+    }  # fmt: skip
+    _check_arguments(functions, epochs, batch_size, validate, checkpoint, checkpoint_steps, resume)
+    xp = array_module(*[p.value for p in model.parameters()])
+    x_train, y_train = _part(data, "train", xp)
+    if validate and not callable(validate):
+        x_test, y_test = _part(data, "test", xp)
+        validate = lambda model: accuracy(model, x_test, y_test)
+    if average is not None and not hasattr(average, "swap"):
+        average = WeightAverage(optimizer.params, decay=average)
+    if isinstance(average, WeightAverage) and (average.steps or average.weights):
+        raise ValueError("average belongs to a run before this one: make a new WeightAverage")
+    parts = {"perturb": perturb, "objective": objective, "average": average}
+    settings = {"examples": len(x_train), "batch_size": int(batch_size)}
+    rng = np.random.default_rng(rng)
+    run = TrainingState(model, optimizer, rng, History(), settings=settings, parts=parts)
+    if resume and os.path.exists(checkpoint):
+        run.load(checkpoint)
+    if checkpoint is not None and run.epoch < epochs:
+        check_writable(checkpoint)  # now, and not after an epoch
+
+    train_batch = getattr(perturb, "train_batch", None)
+    train_batch = train_batch or partial(train_step, with_generator(perturb, rng))
+    evaluated = partial(_evaluated, with_generator(objective, rng), optimizer.params)
+    batches = math.ceil(len(x_train) / batch_size)
+
+    def begin(k: int, m: int) -> None:
+        epoch = run.epoch + (run.step * m + k) / (batches * m)
+        if schedule is not None:
+            optimizer.lr = schedule(epoch)
+        for part in parts.values():
+            if hasattr(part, "at"):
+                part.at(epoch)
+
+    with _interrupts() as interrupted:
+        while run.epoch < epochs:
+            if run.order is None:
+                run.order = rng.permutation(len(x_train))
+            started = time.perf_counter() - run.seconds
+            for step in _bar(run, batches, epochs, progress):
+                rows = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
+                x, y = x_train[rows], _read_only(y_train[rows])
+                if augment is not None:
+                    x = _images(augment(x, rng), "augment")
+                for result in train_batch(model, x, y, evaluated, optimizer, begin):
+                    _record(run, result, y)
+                    if average is not None:
+                        average.update()
+
+                run.step += 1
+                stop = interrupted.is_set()
+                save = checkpoint_steps is not None and run.step % checkpoint_steps == 0
+                if stop or save or run.step % LOOK_EVERY == 0 or run.step == batches:
+                    run.settle()
+                    run.seconds = time.perf_counter() - started
+                    _check_finite(run)
+                if stop:
+                    break
+                if save:
+                    run.save(checkpoint)
+            else:
+                with run.averaged():
+                    numbers = _validated(validate, model, run)
+                run.end_epoch(**numbers)
+                if progress:
+                    _print_line(run.history, epochs)
+
+            if checkpoint is not None:
+                run.save(checkpoint)
+            if interrupted.is_set():
+                when = f"in epoch {run.epoch + 1}" if run.step else f"after epoch {run.epoch}"
+                kept = f"state saved in {run.saved_in}" if run.saved_in else "no state kept"
+                raise KeyboardInterrupt(f"stopped {when}: {kept}")
+    if average is not None:
+        average.swap()
+    return run.history
+
+
+# -------------------------------------------------------------------------------- what is recorded
+
+
+class Result(NamedTuple):
+    """What the objective returns for a batch."""
+
+    loss: Tensor
+    """a scalar"""
+    logits: Tensor
+    """(N, K)"""
+    numbers: dict = {}  # noqa: RUF012 (never changed)
+    """scalars by name, for the history"""
 
 
 @dataclass(eq=False, repr=False)
@@ -88,230 +333,6 @@ class History(SimpleNamespace):
         return axes
 
 
-class Result(NamedTuple):
-    """What the objective returns for a batch."""
-
-    loss: Tensor
-    """a scalar"""
-    logits: Tensor
-    """(N, K)"""
-    numbers: dict = {}  # noqa: RUF012 (never changed)
-    """scalars by name, for the history"""
-
-
-def cross_entropy_objective(model: Module, x: Array, y: Array) -> tuple[Tensor, Tensor]:
-    """The usual objective: the mean cross-entropy of a batch, and the logits."""
-    logits = model(x)
-    return cross_entropy(logits, y), logits
-
-
-def train_step(
-    perturb: Callable | None, model: Module, x: Array, y: Array, objective: Callable,
-    optimizer: Optimizer, begin: Callable,
-) -> Iterator[Result]:  # fmt: skip
-    """Train on one batch: perturb it, differentiate the objective, take a step.
-
-    A ``perturb`` that has a method ``train_batch`` replaces this function by
-    ``train_batch(model, x, y, objective, optimizer, begin)``, such as
-    :meth:`tinyadv.defenses.Free.train_batch`, which takes several steps.
-
-    Parameters
-    ----------
-    perturb, model, objective, optimizer
-        As for :func:`fit`; ``objective`` returns a :class:`Result`.
-    x, y : (N, …), (N,)
-        The batch.
-    begin : callable
-        ``begin(k, m)`` must be called before update k = 0, …, m - 1 of this batch: it sets the
-        learning rate, and tells the defences the time.
-
-    Yields
-    ------
-    Result
-        Of the objective, after each update of the parameters.
-    """
-    begin(0, 1)
-    if perturb is not None:
-        x = _images(perturb(model, x, y))
-    result = objective(model, x, y)
-    optimizer.step(grad(result.loss, optimizer.params))
-    yield result
-
-
-def fit(
-    model: Module,
-    data: Dataset,
-    optimizer: Optimizer,
-    epochs: int,
-    perturb: Callable | None = None,
-    *,
-    augment: Callable | None = None,
-    objective: Callable = cross_entropy_objective,
-    batch_size: int = 128,
-    schedule: Schedule | None = None,
-    average: float | WeightAverage | None = None,
-    rng: np.random.Generator | int = 0,
-    validate: bool | Callable = True,
-    checkpoint: str | os.PathLike | None = None,
-    checkpoint_steps: int | None = None,
-    resume: bool = False,
-    progress: bool = True,
-) -> History:
-    """Train ``model`` in place.
-
-    Each step takes a batch of shuffled examples, lets ``perturb`` change them, and moves the
-    parameters against the gradient of the objective. With an attack as ``perturb`` this is the
-    min-max training of Madry et al. (2018); without one it is standard training.
-
-    Parameters
-    ----------
-    model : Module
-        Everything runs on the backend of its parameters; the data are moved there.
-    data : Dataset
-        ``x_train`` (N, C, H, W) and ``y_train`` (N,) are trained on; the test part is for the
-        validation.
-    optimizer : Optimizer
-        Made with ``model.parameters()``, or with some of them: the other parameters are frozen,
-        which means that they do not change and that no gradient is computed for them.
-    epochs : int
-        Passes over the training data in total, including passes before a resumed checkpoint.
-    perturb : callable, optional
-        The inner maximisation: ``perturb(model, x, y) -> x_adv``, see :mod:`tinyadv.defenses`. Or
-        an object that updates the parameters itself, see :func:`train_step`.
-    augment : callable, optional
-        ``augment(x, rng) -> x``, applied first, such as ``random_shift(2)`` of :mod:`tinyadv.data`.
-        It draws from the generator that shuffles.
-    objective : callable
-        ``objective(model, x, y) -> (loss, logits)``: a scalar tensor, and a tensor (N, K) for the
-        training accuracy. It may return a dictionary of named scalars as well, as
-        ``(loss, logits, {"penalty": penalty})``. Their means over the epoch become columns of the
-        history; they may be tensors or arrays, and nothing waits for them before the epoch ends.
-    batch_size : int
-    schedule : callable, optional
-        ``schedule(epoch) -> learning rate``, where ``epoch`` has fractions; see
-        :mod:`tinyadv.optim`. By default the optimiser keeps its own. It is not part of the
-        checkpoint: a resumed run uses the schedule that it is given.
-    average : float or WeightAverage, optional
-        Keep a running average of the weights that are trained, by default none: a number is the
-        decay of a :class:`tinyadv.optim.WeightAverage`. Steps are taken from the weights
-        themselves, and training is the same as without an average. The averaged weights are
-        validated, and ``model`` has them when ``fit`` returns. If ``fit`` raises an error instead,
-        the model has the weights of the last step.
-    rng : numpy.random.Generator or int
-        For the shuffling. If ``perturb`` draws from the same generator, or has a state, a resumed
-        run repeats its draws as well.
-    validate : bool or callable
-        What to do after each epoch. ``True`` measures the test accuracy, ``False`` nothing. A
-        function ``validate(model)`` returns a number, which is recorded as the test accuracy, or a
-        dictionary of named numbers, which become columns of the history.
-    checkpoint : path, optional
-        The file to keep the training state in: written at the end of every epoch, on Ctrl-C, and
-        every ``checkpoint_steps`` batches.
-    checkpoint_steps : int, optional
-    resume : bool
-        Continue from ``checkpoint`` if that file exists. The weights at the end are then the same,
-        bit by bit, as after an uninterrupted run. The optimiser must have the same options; if
-        it is made with another learning rate, training continues with that.
-    progress : bool
-        A bar on a terminal, and a line for each epoch.
-
-    Returns
-    -------
-    History
-
-    Raises
-    ------
-    TypeError
-        If ``data`` is not a data set, ``schedule`` is not a function, ``perturb`` does not return
-        images, or ``objective`` does not return two tensors.
-    ValueError
-        If an argument or a name is not allowed, or the checkpoint belongs to other settings or to
-        another network. In that case nothing is changed.
-    CheckpointError
-        If the checkpoint is broken.
-    FloatingPointError
-        If the loss is no longer finite; the message says what to try.
-    KeyboardInterrupt
-        On Ctrl-C, after the current batch is done and the state is saved. A second Ctrl-C does not
-        wait.
-
-    Notes
-    -----
-    If ``perturb``, ``objective`` or ``average`` has a method ``at(epoch)``, it is called before
-    each step with the number of epochs done, including fractions: for an ε that grows. If it has
-    ``state_dict()`` and ``load_state_dict(state)``, its state is part of the checkpoint.
-    """
-    _check_arguments(epochs, batch_size, schedule, checkpoint, checkpoint_steps, resume)
-    xp = array_module(*[p.value for p in model.parameters()])
-    x_train, y_train = _part(data, "train", xp)
-    if validate and not callable(validate):
-        x_test, y_test = _part(data, "test", xp)
-        validate = lambda model: accuracy(model, x_test, y_test)
-    if average is not None and not hasattr(average, "swap"):
-        average = WeightAverage(optimizer.params, decay=average)
-    parts = {"perturb": perturb, "objective": objective, "average": average}
-    settings = {"examples": len(x_train), "batch_size": int(batch_size)}
-    rng = np.random.default_rng(rng)
-    run = TrainingState(model, optimizer, rng, History(), settings=settings, parts=parts)
-    if resume and os.path.exists(checkpoint):
-        run.load(checkpoint)
-
-    train_batch = getattr(perturb, "train_batch", None) or partial(train_step, perturb)
-    evaluated = partial(_evaluated, objective)
-    batches = math.ceil(len(x_train) / batch_size)
-
-    def begin(k: int, m: int) -> None:
-        epoch = run.epoch + (run.step * m + k) / (batches * m)
-        if schedule is not None:
-            optimizer.lr = schedule(epoch)
-        for part in parts.values():
-            if hasattr(part, "at"):
-                part.at(epoch)
-
-    with _interrupts() as interrupted:
-        while run.epoch < epochs:
-            if run.order is None:
-                run.order = rng.permutation(len(x_train))
-            started = time.perf_counter() - run.seconds
-            for step in _bar(run, batches, epochs, progress):
-                rows = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
-                x, y = x_train[rows], y_train[rows]
-                if augment is not None:
-                    x = augment(x, rng)
-                for result in train_batch(model, x, y, evaluated, optimizer, begin):
-                    _record(run, result, y)
-                    if average is not None:
-                        average.update()
-
-                run.step += 1
-                stop = interrupted.is_set()
-                save = checkpoint_steps is not None and run.step % checkpoint_steps == 0
-                if stop or save or run.step % LOOK_EVERY == 0 or run.step == batches:
-                    run.settle()
-                    run.seconds = time.perf_counter() - started
-                    _check_finite(run)
-                if stop:
-                    break
-                if save:
-                    run.save(checkpoint)
-            else:
-                with run.averaged():
-                    numbers = _validated(validate, model, run)
-                run.end_epoch(**numbers)
-                if progress:
-                    _print_line(run.history, epochs)
-
-            if checkpoint is not None:
-                run.save(checkpoint)
-            if interrupted.is_set():
-                when = f"in epoch {run.epoch + 1}" if run.step else f"after epoch {run.epoch}"
-                kept = f"state saved in {run.saved_in}" if run.saved_in else "no state kept"
-                raise KeyboardInterrupt(f"stopped {when}: {kept}")
-    if average is not None:
-        average.swap()
-    return run.history
-
-
 def _record(run: TrainingState, result: Result, y: Array) -> None:
     """Add what a step returned to the sums of the epoch, which stay on the device."""
     loss, logits, numbers = result
@@ -323,12 +344,18 @@ def _record(run: TrainingState, result: Result, y: Array) -> None:
 # ------------------------------------------------------------------------------------- arguments
 
 
-def _check_arguments(epochs, batch_size, schedule, checkpoint, checkpoint_steps, resume) -> None:
+def _check_arguments(
+    functions, epochs, batch_size, validate, checkpoint, checkpoint_steps, resume
+) -> None:
     check_counts(0, epochs=epochs)
     every = 1 if checkpoint_steps is None else checkpoint_steps
     check_counts(batch_size=batch_size, checkpoint_steps=every)
-    if schedule is not None and not callable(schedule):
-        raise TypeError(f"schedule must be a function, such as constant(0.1), got {schedule!r}")
+    for name, function in functions.items():
+        usable = function is None or callable(function) or hasattr(function, "train_batch")
+        if not usable or isinstance(function, type):
+            raise TypeError(f"{name} must be a function, or act as one, got {function!r}")
+    if not (isinstance(validate, (bool, np.bool_)) or callable(validate)):
+        raise TypeError(f"validate must be True, False or a function, got {validate!r}")
     if (resume or checkpoint_steps) and checkpoint is None:
         raise ValueError("resume and checkpoint_steps need checkpoint=, the file to keep state in")
 
@@ -339,28 +366,47 @@ def _part(data: Dataset, part: str, xp) -> tuple[Array, Array]:
     hint = "; validate=False does not need them" if part == "test" else ""
     if x is None or y is None:
         raise TypeError(
-            f"fit needs data.x_{part} and data.y_{part}, as data.load('glyphs') has them, "
-            f"got a {type(data).__name__} without{hint}"
+            f"fit needs data.x_{part} and data.y_{part}, the attributes of a tinyadv.data.Dataset; "
+            f"got a {type(data).__name__} without them{hint}"
         )
     if not len(x) == len(y) > 0:
         raise ValueError(
             f"fit needs {part} images and a label for each, got {len(x)} images and {len(y)} "
             f"labels{hint}"
         )
+    # CuPy knows this machine's byte order only, and NumPy computes faster in it.
+    x, y = (a.astype(a.dtype.newbyteorder("="), copy=False) for a in as_arrays(x, y))
     return xp.asarray(x), xp.asarray(y)
 
 
-def _images(x_adv) -> Array:
-    """What ``perturb`` returned, after a check."""
-    if isinstance(x_adv, Tensor) or not hasattr(x_adv, "shape"):
+def _read_only(y: Array) -> Array:
+    """``y``, which ``perturb`` must not change, because that would decide what is correct."""
+    if isinstance(y, np.ndarray):
+        y.flags.writeable = False
+    return y
+
+
+def _images(x, source: str) -> Array:
+    """What ``perturb`` or ``augment`` returned, after a check."""
+    if isinstance(x, Tensor) or not hasattr(x, "shape"):
         raise TypeError(
-            f"perturb must return an array of images, got {type(x_adv).__name__}: take the .value "
+            f"{source} must return an array of images, got {type(x).__name__}: take the .value "
             "of a Tensor; a function that returns (loss, logits) goes into objective="
         )
-    return x_adv
+    return x
 
 
-def _evaluated(objective: Callable, model: Module, x, y) -> Result:
+def with_generator(function: Callable | None, rng: np.random.Generator) -> Callable | None:
+    """``function``, or if it takes an argument ``rng`` that is not set, it with ``rng``."""
+    try:
+        arguments = inspect.signature(function, follow_wrapped=False).parameters
+    except (TypeError, ValueError):  # None, or something that does not tell its arguments
+        return function
+    is_set = "rng" not in arguments or "rng" in getattr(function, "keywords", ())
+    return function if is_set else partial(function, rng=rng)
+
+
+def _evaluated(objective: Callable, params: list[Tensor], model: Module, x, y) -> Result:
     """What ``objective`` returned, after a check."""
     returned = objective(model, x, y)
     parts = returned if isinstance(returned, (tuple, list)) else [returned]
@@ -369,7 +415,13 @@ def _evaluated(objective: Callable, model: Module, x, y) -> Result:
             "objective must return (loss, logits), two Tensors, and optionally a dictionary of "
             f"named numbers; got {', '.join(type(part).__name__ for part in parts)}"
         )
-    result = Result(*parts)
+    result, trained = Result(*parts), set(map(id, params))
+    if not any(id(node) in trained for node in tape(result.loss)):
+        raise ValueError(
+            "the loss does not depend on any parameter of the optimizer, so nothing would be "
+            "trained: compute it from model(x) with tinyadv.ops; float(), .value and Tensor() "
+            "lose how it was computed"
+        )
     _check_columns("objective", result.numbers, RESERVED)
     return result
 
@@ -402,24 +454,33 @@ def _check_columns(source: str, numbers: Mapping, taken: set) -> None:
 # ------------------------------------------------------------------------- Ctrl-C, NaN, the screen
 
 
+class _CtrlC(threading.Event):
+    """A handler of SIGINT: the first Ctrl-C sets the event; the next one acts as usual."""
+
+    def __init__(self, usual):
+        super().__init__()
+        self.usual = usual
+
+    def __call__(self, number, frame):
+        self.set()
+        signal.signal(signal.SIGINT, self.usual)
+
+
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """While this is open, the first Ctrl-C sets the event; the next one acts as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # Python lets only the main thread handle signals
+    """While this is open, the first Ctrl-C sets the event."""
+    main = threading.current_thread() is threading.main_thread()  # the others handle no signals
+    usual = signal.getsignal(signal.SIGINT) if main else None
+    # A handler that is not Python's, None, could not be put back. Ctrl-C may be ignored, and within
+    # a step of another fit it is for that one, which saves its state after the step.
+    if usual in (None, signal.SIG_IGN) or isinstance(usual, _CtrlC):
+        yield threading.Event()
         return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(number, frame):
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGINT, event := _CtrlC(usual))
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, usual)
 
 
 def _check_finite(run: TrainingState) -> None:

@@ -17,14 +17,13 @@ for what may be positive or negative red and blue, white at zero.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.inputs import check_counts, check_positive
+from tinyadv.inputs import check_counts, check_labels, check_positive, warn
 from tinyadv.losses import cross_entropy
 from tinyadv.tensor import Array, value_of
 
@@ -250,12 +249,13 @@ def loss_on_plane(
     """
     x, y, d1, d2 = (value_of(v) for v in (x, y, d1, d2))
     xp = array_module(x, d1, d2)
-    x, y, d1, d2 = (xp.asarray(v) for v in (x, y, d1, d2))
+    x, d1, d2 = (xp.asarray(v) for v in (x, d1, d2))
+    y = check_labels(y, x)
     check_counts(2, points=points)
+    check_counts(batch_size=batch_size)
     check_positive(reach=reach)
     if not x.shape == d1.shape == d2.shape:
-        shapes = f"{x.shape}, {d1.shape} and {d2.shape}"
-        raise ValueError(f"x, d1 and d2 must have one shape, got {shapes}")
+        raise ValueError(f"x, d1, d2 must have one shape, got {x.shape}, {d1.shape}, {d2.shape}")
     a = b = np.linspace(-reach, reach, points)
     n, values = len(x), []
     places = [(s, t) for t in b.tolist() for s in a.tolist()]  # (points², 2)
@@ -379,7 +379,7 @@ def _pictures(images) -> np.ndarray:
     low, high = images.min(), images.max()
     if low < -1e-3 or high > 1 + 1e-3:  # by more than rounding
         text = f"pixel values are 0–1 here, got {low:.4g} to {high:.4g}: others are drawn as 0 or 1"
-        warnings.warn(f"{text}; divide images of 0–255 by 255", stacklevel=3)
+        warn(f"{text}; divide images of 0–255 by 255", UserWarning)
     return images
 
 

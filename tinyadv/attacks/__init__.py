@@ -31,8 +31,8 @@ model : callable
     Attacks that put finished examples aside (``deepfool``, ``carlini_wagner``, ``fab``, ``square``,
     ``spatial_grid``, ``auto_attack``) show such a model smaller batches as they go on.
 x : (N, …) of a floating-point type, or Checked
-    Images, pixel values 0–1. A :class:`tinyadv.inputs.Checked` holds ``y`` and ``target`` as well,
-    and is not checked again.
+    Images, pixel values 0–1, in any byte order; results have the machine's own. A
+    :class:`tinyadv.inputs.Checked` holds ``y`` and ``target`` as well, and is not checked again.
 y : (N,) integers, optional
     Their labels. By default the model's own predictions: the attack then looks for a change of the
     predicted class, whether that is correct or not.
@@ -48,7 +48,9 @@ loss : callable
     target it raises ``losses.dlr_targeted``.
 rng : numpy.random.Generator or int
     For all random choices. They are drawn on the host, so that both backends make the same ones.
-    An integer is a seed; a generator continues from call to call.
+    An integer is a seed, and every call with it makes the same choices; the default is 0. A
+    generator continues from call to call. :func:`tinyadv.fit` passes the generator of the run to
+    ``perturb=partial(pgd, …)``, so that each step draws other noise.
 details : bool
     Also return what the attack knows about each example, as a second result.
 progress : bool
@@ -57,13 +59,19 @@ progress : bool
 Returns
 -------
 x_adv : (N, …)
-    In [0, 1], of the shape, dtype and backend of ``x``, which is left unchanged.
+    In [0, 1], of the shape, dtype and backend of ``x``, which is left unchanged. Whether it fools
+    the model is decided for these very numbers, whatever the precision of the model.
+
+    An attack with a ball keeps ‖x_adv - x‖ ≤ ε, up to rounding: the rounding of x + δ changes each
+    pixel by 6e-8 at most in float32. In float16, where it would be 5e-4, it is towards x, and the
+    result is in the ball.
 
 Raises
 ------
 TypeError, ValueError
-    If an argument is not as described, or the model does not return finite logits (N, K). The
-    message says what was expected, and what came.
+    If an argument is not as described, the model does not return finite logits (N, K), or the
+    result would not be finite, because a gradient is not. The message says what was expected, and
+    what came.
 
 Warns
 -----

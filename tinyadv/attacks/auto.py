@@ -16,7 +16,6 @@ Each attack is given the examples that survived those before it, see
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -29,7 +28,7 @@ from tinyadv.attacks.gradient import apgd
 from tinyadv.attacks.shared import check_images, check_radius, per_example, ranked_others
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
-from tinyadv.inputs import AttackWarning, Checked, logits_change
+from tinyadv.inputs import Checked, logits_change, quiet, warn
 from tinyadv.losses import cross_entropy, dlr, margin
 from tinyadv.parallel import may_cut
 from tinyadv.tensor import Array
@@ -53,7 +52,9 @@ def auto_attack(
     Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble of diverse
     parameter-free attacks", in the authors' standard version: one start for each attack. The
     defaults are theirs; keep them for numbers that are to be compared with published ones. With
-    fewer steps, targets and queries it is faster and finds less.
+    fewer steps, targets and queries it is faster and finds less. As in their program, the squares
+    shrink after fixed numbers of queries (``rescale=False`` of ``square``), so that fewer queries
+    end with larger squares.
 
     Parameters that are not described here: see :mod:`tinyadv.attacks`.
 
@@ -91,7 +92,8 @@ def auto_attack(
     -----
     AttackWarning
         If ε > 1 in Linf; if the model seems to return probabilities, or other logits for the same
-        image each time; and if Square breaks more than 1 % of all examples after the attacks with
+        image each time; if it returns NaN for what an attack found, which then counts as
+        misclassified; and if Square breaks more than 1 % of all examples after the attacks with
         gradients have failed: the gradients may then be masked.
 
     Notes
@@ -99,6 +101,9 @@ def auto_attack(
     The targeted DLR loss needs four classes. With two or three, APGD-T raises the margin instead:
     the target's logit minus the largest other logit. It is not normalised like the DLR loss, but a
     step uses only the sign or the direction of its gradient.
+
+    What differs from the authors' program: APGD starts at a point that is uniform in the ball, and
+    theirs on its surface; FAB ends with a search of the segment from the image to its result.
 
     Examples
     --------
@@ -123,7 +128,8 @@ def auto_attack(
         def on_part(model, x, y, index):  # each draws a seed of its own
             part = Checked(x, y, None if j is None else others[index, j])
             seed = int(rng.integers(2**63))
-            return attack(model, part, ball=ball, rng=seed, progress=progress, **settings)
+            with quiet():  # each attack alone may fail, and need not say so
+                return attack(model, part, ball=ball, rng=seed, progress=progress, **settings)
 
         return on_part
 
@@ -131,14 +137,10 @@ def auto_attack(
         "APGD-CE": [run(apgd, loss=cross_entropy, steps=steps)],
         "APGD-T": [run(apgd, j, loss=on_target, steps=steps) for j in range(others.shape[1])],
         "FAB-T": [run(_fab_within, targets=targets, steps=steps)],
-        "Square": [run(square, queries=queries)],
+        "Square": [run(square, queries=queries, rescale=False)],
     }
     x_adv, correct = x.copy(), to_numpy(logits.argmax(1) == y)
-    with warnings.catch_warnings():  # each attack alone may fail, and need not say so
-        warnings.simplefilter("ignore", AttackWarning)
-        report = run_attacks(
-            model, x, y, correct, attacks, ball=ball, batch_size=len(x), found=x_adv
-        )
+    report = run_attacks(model, x, y, correct, attacks, ball=ball, batch_size=len(x), found=x_adv)
     _check_square(report)
     return (x_adv, report) if details else x_adv
 
@@ -151,15 +153,13 @@ def _fab_within(model, x, *, ball, **settings):
 
 
 def _check_not_random(model, x, logits) -> None:
-    """Warn if another query changes the model's logits."""
+    """Warn if one of four more queries, as many as the authors make, changes the logits."""
     some = slice(100) if may_cut(model) else slice(None)
-    random, change, _ = logits_change(model, x[some], logits[some])
+    random, change, _ = logits_change(model, x[some], logits[some], queries=4)
     if random:
-        warnings.warn(
+        warn(
             f"the model's logits for the same images changed by up to {change:.3g}: it seems to be "
-            "random. An image that fools it once need not do so again; attack its average instead",
-            AttackWarning,
-            stacklevel=3,
+            "random. An image that fools it once need not do so again; attack its average instead"
         )
 
 
@@ -168,10 +168,8 @@ def _check_square(report: Robustness) -> None:
     square = report.attacks["Square"]
     broken = int(square.succeeded.sum())
     if broken > 0.01 * len(report.correct):
-        warnings.warn(
+        warn(
             f"Square, which uses no gradients, broke {broken} of {square.attacked.sum()} examples "
             "that survived the attacks with gradients: the gradients may be masked. More steps, or "
-            "an attack designed for this model, may break still more",
-            AttackWarning,
-            stacklevel=3,
+            "an attack designed for this model, may break still more"
         )

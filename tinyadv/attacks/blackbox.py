@@ -26,9 +26,9 @@ import numpy as np
 from tinyadv import inputs
 from tinyadv.attacks import shared
 from tinyadv.attacks.gradient import pgd
-from tinyadv.attacks.shared import is_fooled, normalised, only, to_raise, worse
+from tinyadv.attacks.shared import is_fooled, moved, normalised, only, to_raise, worse
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.balls import L2, Ball, Linf
+from tinyadv.balls import L2, Ball, Linf, is_number, wide
 from tinyadv.inputs import Checked, all_logits, checked
 from tinyadv.losses import margin
 from tinyadv.parallel import by_examples
@@ -68,6 +68,7 @@ def square(
     ball: Ball = Linf(0.3),
     queries: int = 5000,
     p: float = 0.8,
+    rescale: bool = True,
     loss: Callable = margin,
     target: Array | int | None = None,
     rng: np.random.Generator | int = 0,
@@ -90,12 +91,16 @@ def square(
     ball : Linf or L2
     queries : int
         The most queries for each example. As in the paper, the first one with x itself does not
-        count. The sizes of the squares depend on this number. The default is AutoAttack's.
+        count. The default is AutoAttack's.
     p : float
         The share of the pixels that the first squares cover. It is halved after 10, 50, 200, 500,
-        1000, 2000, 4000, 6000 and 8000 of 10,000 queries, and in proportion for other numbers of
-        queries. 0.8 is the authors' choice for robust networks on MNIST, and AutoAttack's for all.
-        For standard networks on ImageNet they take 0.05 in L∞ and 0.1 in L2.
+        1000, 2000, 4000, 6000 and 8000 of 10,000 queries. 0.8 is the authors' choice for robust
+        networks on MNIST, and AutoAttack's for all. For standard networks on ImageNet they take
+        0.05 in L∞ and 0.1 in L2.
+    rescale : bool
+        Halve p after the same shares of ``queries``, as the authors' program does when it runs
+        alone. AutoAttack switches this off (``resc_schedule=False``): p is then halved after these
+        numbers of queries, however many there will be.
     loss : callable
         The objective. The margin is the paper's; with a target they take ``cross_entropy``.
     rng : numpy.random.Generator or int
@@ -129,13 +134,14 @@ def square(
     query = shared.QueryOnly(model)
     x, y, target = checked(query, x, y, target)
     inputs.check_counts(queries=queries)
-    if not 0 < p <= 1:
-        raise ValueError(f"p must be above 0 and at most 1, a share of the pixels; got {p}")
+    if not (is_number(p) and 0 < p <= 1):
+        raise ValueError(f"p must be above 0 and at most 1, a share of the pixels; got {p!r}")
     shared.check_images(x, "square")
     shared.check_radius(ball, "square", Linf, L2)
     inputs.check_ball(ball)
     start, move, side = _of_norm(ball, x.shape)
-    pixels = [_share(p, i, queries) * x.shape[2] * x.shape[3] for i in range(queries)]
+    of = queries if rescale else 10_000
+    pixels = [_share(p, i, of) * x.shape[2] * x.shape[3] for i in range(queries)]
     sides = np.minimum([side(round(each**0.5)) for each in pixels], min(x.shape[2:]))
 
     xp, n = array_module(x), len(x)
@@ -169,7 +175,10 @@ def square(
 
 
 def _share(p: float, i: int, queries: int) -> float:
-    """p for query i: halved for each of ``HALVINGS`` behind it, the start (i = 0) not counted."""
+    """p for query i of ``queries``: halved for each of ``HALVINGS`` that is behind it.
+
+    The start, i = 0, is not counted.
+    """
     return p / 2 ** sum(int(10_000 * (i - 1) / queries) > at for at in HALVINGS)
 
 
@@ -242,7 +251,7 @@ def _square_linf(epsilon, x, best, u, side):
 def _moved(epsilon, x, up):
     """x + ε where ``up``, else x - ε, in [0, 1]."""
     xp = array_module(x)
-    return xp.clip(x + xp.where(up, epsilon, -epsilon).astype(x.dtype), 0, 1)
+    return xp.clip(moved(x, xp.where(up, epsilon, -epsilon).astype(wide(x).dtype)), 0, 1)
 
 
 def _corner(xp, u, shape, side):
@@ -288,12 +297,12 @@ def _tiled(epsilon, x, best, u, side):
     xp, (n, c, h, w) = array_module(x), x.shape
     side, rows, columns = _tiles(x.shape)
     u = u.reshape(n, c + 1, rows, 1, columns, 1)
-    eta = xp.asarray(_bump_and_hollow(side).astype(x.dtype))[:, None]  # (side, 1, side)
+    nu = xp.zeros_like(wide(x))
+    eta = xp.asarray(_bump_and_hollow(side).astype(nu.dtype))[:, None]  # (side, 1, side)
     eta = xp.where(u[:, :1] < 0.5, eta, eta.T)
     tiles = xp.where(u[:, 1:] < 0.5, eta, -eta)  # (n, C, rows, side, columns, side)
     tiles = tiles.reshape(n, c, rows * side, columns * side)
     top, to_the_left = (h - rows * side) // 2, (w - columns * side) // 2
-    nu = xp.zeros_like(x)
     nu[:, :, top : top + rows * side, to_the_left : to_the_left + columns * side] = tiles
     return _at_length(epsilon, x, nu)
 
@@ -305,7 +314,7 @@ def _square_l2(epsilon, x, best, u, side):
     to the direction of ν. In each channel, W₁ gets the length that W₁ ∪ W₂ had in that channel.
     """
     xp, (_, c, h, w) = array_module(x), x.shape
-    nu = best - x
+    nu = wide(best) - x
     r, s = _corner(xp, u, x.shape, side)
     first = _window(xp, r, s, x.shape, side)
     second = _window(xp, *_corner(xp, u[:, 2:], x.shape, side), x.shape, side)
@@ -313,18 +322,20 @@ def _square_l2(epsilon, x, best, u, side):
     # η* at its place in each image. Outside the square the index is clipped, and the value unused.
     row = xp.clip(xp.arange(h) - r[:, None], 0, side - 1).astype(np.int64)[:, :, None]  # (n, H, 1)
     column = xp.clip(xp.arange(w) - s[:, None], 0, side - 1).astype(np.int64)[:, None]  # (n, 1, W)
-    eta = xp.asarray(_bump_and_hollow(side).astype(x.dtype))
+    eta = xp.asarray(_bump_and_hollow(side).astype(nu.dtype))
     eta = xp.where(u[:, 4, None, None] < 0.5, eta[row, column], eta[column, row])[:, None]
 
     def length(a, axes=(2, 3)):
         return xp.sqrt((a * a).sum(axes, keepdims=True))
 
+    tiny = 84 * float(np.finfo(x.dtype).eps)  # what is smaller is a rounding error: 1e-5 in float32
+
     def direction(a, scale):  # of each channel; rounding errors relative to the scale have none
         size = length(a)
-        return xp.where(size > 1e-5 * scale, a / xp.where(size > 0, size, 1), 0)
+        return xp.where(size > tiny * scale, a / xp.where(size > 0, size, 1), 0)
 
     unused = epsilon**2 - length(nu, (1, 2, 3)) ** 2  # (n, 1, 1, 1)
-    unused = xp.where(unused > 1e-5 * epsilon**2, unused, 0)  # a smaller rest is a rounding error
+    unused = xp.where(unused > tiny * epsilon**2, unused, 0)
     available = xp.sqrt(length(xp.where(first | second, nu, 0)) ** 2 + unused / c)  # (n, C, 1, 1)
     turned = xp.where(u[:, 5:, None, None] < 0.5, eta, -eta)
     turned = turned + direction(xp.where(first, nu, 0), epsilon)
@@ -334,7 +345,7 @@ def _square_l2(epsilon, x, best, u, side):
 
 def _at_length(epsilon, x, nu):
     """x + ν in [0, 1], with ν first scaled to length ε; clipping pixels only shortens it."""
-    return array_module(x).clip(x + epsilon * normalised(nu, L2(epsilon)), 0, 1)
+    return array_module(x).clip(moved(x, epsilon * normalised(nu, L2(epsilon))), 0, 1)
 
 
 # ------------------------------------------------------------------------------ by the norm
@@ -389,7 +400,8 @@ def transfer(
     attack : callable
         ``attack(source, x, y, **keywords) -> x_adv``, one of this package or of your own.
     **keywords
-        For the attack: ``ball``, ``steps``, ``target``, ``rng`` and so on.
+        For the attack: ``ball``, ``steps``, ``target``, ``rng`` and so on. With a ``target``,
+        reaching it is what counts as success.
 
     Returns
     -------
@@ -399,20 +411,22 @@ def transfer(
 
     Raises
     ------
-    ValueError
-        Also if there are no sources, and as ``attack`` does.
+    TypeError, ValueError
+        Also if there are no sources, if ``attack`` does not return images like ``x``, and as
+        ``attack`` does.
     """
     sources = [sources] if callable(sources) else list(sources)
     if not sources:
         raise ValueError("transfer needs a source, a network or a list of networks; got none")
     query = shared.QueryOnly(model)
     x, y, target = checked(query, x, y, keywords.get("target"))
-    if target is not None:
-        keywords["target"] = target
 
     worst = None
     for number, source in enumerate(sources):
+        if target is not None:
+            keywords["target"] = target.copy()
         x_adv = attack(source, x.copy(), y.copy(), **keywords)  # it may write into them
+        inputs.check_returned(x_adv, x)
         found = shared.judged(query, x_adv, y, target, margin)
         worst = worse(worst, (*found, array_module(x).full(y.shape, number)))
     x_adv, fooled, _, source = worst

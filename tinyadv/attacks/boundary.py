@@ -28,8 +28,8 @@ from tinyadv.attacks import shared
 from tinyadv.attacks.minimal import Smallest, nearest_boundary, verified
 from tinyadv.attacks.shared import dot, lead, normalised, only, per_example, rounding
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.balls import L1, L2, Ball, Linf
-from tinyadv.inputs import Checked, all_logits, checked, frozen
+from tinyadv.balls import L1, L2, Ball, Linf, is_number, wide
+from tinyadv.inputs import Checked, all_logits, checked, lent
 from tinyadv.parallel import by_examples
 from tinyadv.tensor import Array, value_of
 
@@ -119,10 +119,10 @@ def fab(
         if target is not None:
             raise ValueError("give either target (which classes) or targets (how many classes)")
     inputs.check_shares(alpha_max=alpha_max, beta=beta)
-    if not 1 <= eta < np.inf:
-        raise ValueError(f"eta must be a number ≥ 1, got {eta}")
+    if not (is_number(eta) and 1 <= eta < np.inf):
+        raise ValueError(f"eta must be a number ≥ 1, got {eta!r}")
 
-    xp, rng, attacked = array_module(x), np.random.default_rng(rng), frozen(model)
+    xp, rng, attacked = array_module(x), np.random.default_rng(rng), lent(model)
     run = partial(_fab, attacked, ball=ball, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta)
     z = all_logits(model, x)
     # What is misclassified without an attack is left out, once, before all steps.
@@ -132,7 +132,7 @@ def fab(
     ways = [None if i == 0 else _random_way(ball, x, rng) for i in range(restarts)]
     if len(left):
         best, y_left, target_left, others = only(left, x, y, target, shared.ranked_others(z, y))
-        x_left, distance = best, xp.full(len(left), xp.inf, x.dtype)
+        x_left, distance = best, xp.full(len(left), xp.inf, wide(x).dtype)
         # The classes to go to, (N, C): all at once, or one after the other.
         choices = [others] if targets is None else [k[:, None] for k in others.T[:targets]]
         runs = [(only(left, way)[0], classes) for way in ways for classes in choices]
@@ -159,26 +159,27 @@ def _fab(model, x, y, target, classes, best, distance, way, *, ball, steps, alph
     xp, point = array_module(x), x
     if way is not None:
         radius = xp.minimum(distance, ball.epsilon) / 2
-        point = xp.clip(x + per_example(radius, x) * way, 0, 1)
+        point = xp.clip(x + per_example(radius, x) * way, 0, 1).astype(x.dtype, copy=False)
     for _ in range(steps):
         f, w = nearest_boundary(model, point, y, target, classes, ball)
         d = onto_hyperplane(ball, point, w, -f)
         # The same hyperplane, seen from the image.
-        d_orig = onto_hyperplane(ball, x, w, -(f + dot(w, x - point)))
+        d_orig = onto_hyperplane(ball, x, w, -(f + dot(w, wide(x) - point)))
         size, size_orig = ball.norm(d), ball.norm(d_orig)
         both = size + size_orig
         alpha = xp.minimum(size / xp.where(both > 0, both, 1), alpha_max)
         alpha = per_example(alpha, x)
         point = (1 - alpha) * (point + eta * d) + alpha * (x + eta * d_orig)
-        point = xp.clip(point, 0, 1)
+        point = xp.clip(point, 0, 1).astype(x.dtype, copy=False)
 
         z = value_of(model(point))
-        success = lead(z, y, target)[0] > rounding(z)
-        size = ball.norm(point - x)
+        success = lead(z, y, target)[0] > rounding(z, x)
+        size = ball.norm(wide(point) - x)
         closer = success & (size < distance)
         best = xp.where(per_example(closer, x), point, best)
         distance = xp.where(closer, size, distance)
-        point = xp.where(per_example(success, x), x + beta * (point - x), point)
+        back = (x + beta * (wide(point) - x)).astype(x.dtype, copy=False)
+        point = xp.where(per_example(success, x), back, point)
     return best, distance
 
 
@@ -218,6 +219,7 @@ def onto_hyperplane(ball: Ball, x: Array, w: Array, c: Array) -> Array:
         Where the box has no such point, the corner that comes closest to <w, δ> = c.
     """
     xp = array_module(x)
+    x, w = wide(x), wide(w)
     rows = w.reshape(len(w), -1)  # (N, …) -> (N, D)
     # Scaled to a largest gain of 1, so that squares of small numbers do not underflow.
     scale = abs(rows).max(1)
@@ -269,14 +271,14 @@ def _final_search(model, x, y, target, best, steps=3):
     Between a point that is correctly classified and one that is not, the lead is taken for linear,
     and the point where it would be 0, or slightly above, replaces one of the two.
     """
-    xp, delta = array_module(x), best - x
+    xp, delta = array_module(x), wide(best) - x
 
     def look(t):
-        point = xp.clip(x + per_example(t, x) * delta, 0, 1)
+        point = xp.clip(x + per_example(t, x) * delta, 0, 1).astype(x.dtype, copy=False)
         z = value_of(model(point))
-        return point, lead(z, y, target)[0].astype(x.dtype), rounding(z).astype(x.dtype)
+        return point, lead(z, y, target)[0].astype(t.dtype), rounding(z, x).astype(t.dtype)
 
-    low = xp.zeros(len(x), x.dtype)
+    low = xp.zeros(len(x), delta.dtype)
     high = low + 1
     (_, lead_low, _), (_, lead_high, noise) = look(low), look(high)
     for _ in range(steps):

@@ -24,10 +24,10 @@ from itertools import zip_longest
 
 import numpy as np
 
-from tinyadv.attacks.shared import QueryOnly, is_fooled
+from tinyadv.attacks.shared import QueryOnly
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L1, L2, Linf
-from tinyadv.inputs import all_logits, check_range, frozen
+from tinyadv.inputs import NOT_FINITE, check_returned, frozen, predict, warn
 from tinyadv.tensor import Array, Tensor
 
 NORMS = {"Linf": Linf(0), "L2": L2(0), "L1": L1(0)}  # the norms in which perturbations are measured
@@ -284,6 +284,11 @@ def run_attacks(
     TypeError, ValueError
         If a run does not return images like those that it was given; the message names the attack.
         An error that a run raises has a note with the name.
+
+    Warns
+    -----
+    AttackWarning
+        If the model returns NaN for some of the examples that an attack returned.
     """
     results, survivors = {}, correct
     for name, runs in attacks.items():
@@ -299,7 +304,7 @@ def _run_attack(
     from tqdm import tqdm
 
     xp, counted, judge = array_module(x), Counted(model), QueryOnly(model)
-    survived, seconds = chosen.copy(), 0.0
+    survived, seconds, undecided = chosen.copy(), 0.0, 0
     sizes = np.full((len(NORMS), len(x)), np.nan)
     n = int(chosen.sum())
     bar = tqdm(total=n * len(runs), desc=str(name), leave=False, disable=None if progress else True)
@@ -317,43 +322,40 @@ def _run_attack(
                 except Exception as error:
                     error.add_note(f"while the attack {name!r} was running")
                     raise
-                _check_returned(x_adv, images, name)
+                check_returned(x_adv, images, f"the attack {name!r}")
                 seconds += time.perf_counter() - began  # the check has waited for the device
-                fooled, lengths = _measured(judge, images, x_adv, labels, ball)
+                fooled, lost, lengths = _measured(judge, images, x_adv, labels, ball)
+                undecided += lost
                 survived[part] = ~fooled
                 sizes[:, part] = np.where(fooled, lengths, np.nan)
                 if found is not None:
                     successes = xp.asarray(np.flatnonzero(fooled))
                     found[index[successes]] = x_adv[successes]
                 bar.update(len(part))
+    if undecided:
+        warn(
+            f"the model returned NaN for {undecided} of the examples of the attack {name!r}, which "
+            f"count as misclassified: {NOT_FINITE}"
+        )
     each = max(n, 1)
     sizes = dict(zip(NORMS, sizes, strict=True))
     queries, gradients = counted.queries / each, counted.gradients / each
     return AttackResult(chosen, survived, sizes, queries, gradients, seconds)
 
 
-def _measured(judge, x, x_adv, y, ball) -> tuple[np.ndarray, np.ndarray]:
-    """Which examples fool the model (n,), and the norms of x_adv - x (3, n); one wait for both."""
+def _measured(judge, x, x_adv, y, ball) -> tuple[np.ndarray, int, np.ndarray]:
+    """Which examples are misclassified (n,), how many of them by NaN, and ‖x_adv - x‖ (3, n).
+
+    One wait for all.
+    """
     xp, delta = array_module(x), x_adv.astype(np.float64) - x.astype(np.float64)
-    fooled = is_fooled(all_logits(judge, x_adv), y)
+    predicted = predict(judge, x_adv)
+    fooled = predicted != y
     if ball is not None:
-        # Pixels of 0–1 plus δ are rounded, and may lie outside the ball by that much.
-        fooled = fooled & (ball.norm(delta) <= ball.epsilon * (1 + 1e-4) + 1e-6)
-    rows = [fooled.astype(np.float64), *(norm.norm(delta) for norm in NORMS.values())]
-    rows = to_numpy(xp.stack(rows))
-    return rows[0] > 0, rows[1:]
-
-
-def _check_returned(x_adv, x, name) -> None:
-    """Raise an error that names the attack unless it returned images such as it was given."""
-    if type(x_adv) is not type(x):
-        raise TypeError(
-            f"the attack {name!r} must return an array like its input, {type(x)}, "
-            f"got {type(x_adv).__name__} of {type(x_adv).__module__}"
-        )
-    if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
-        raise ValueError(
-            f"the attack {name!r} must return {x.dtype} of shape {x.shape}, like its input, "
-            f"got {x_adv.dtype} of shape {x_adv.shape}"
-        )
-    check_range(x_adv, f"what the attack {name!r} returned")
+        # x + δ is rounded in each pixel, and so is what an attack takes ‖δ‖ to be.
+        eps = float(np.finfo(x.dtype).eps)
+        pixels = ball.norm(xp.full_like(delta[:1], eps / 2))
+        fooled = fooled & (ball.norm(delta) <= ball.epsilon * (1 + 16 * eps) + pixels)
+    rows = [fooled, fooled & (predicted < 0), *(norm.norm(delta) for norm in NORMS.values())]
+    fooled, lost, *lengths = to_numpy(xp.stack([row.astype(np.float64) for row in rows]))
+    return fooled > 0, int(lost.sum()), np.stack(lengths)

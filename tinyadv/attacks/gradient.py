@@ -13,7 +13,6 @@ parameters that all attacks share are described in :mod:`tinyadv.attacks`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -21,10 +20,18 @@ import numpy as np
 
 from tinyadv import inputs
 from tinyadv.attacks import shared
-from tinyadv.attacks.shared import input_gradient, is_fooled, judged, normalised, per_example, worse
+from tinyadv.attacks.shared import (
+    input_gradient,
+    is_fooled,
+    judged,
+    moved,
+    normalised,
+    per_example,
+    worse,
+)
 from tinyadv.backend import array_module
 from tinyadv.balls import L1, Ball, Linf
-from tinyadv.inputs import AttackWarning, Checked, checked, frozen
+from tinyadv.inputs import Checked, checked, lent, warn
 from tinyadv.losses import cross_entropy
 from tinyadv.parallel import by_examples
 from tinyadv.tensor import Array
@@ -135,14 +142,12 @@ def pgd(
     inputs.check_counts(steps=steps, restarts=restarts)
     step_size = shared.step_or_default(step_size, ball, steps)
     if step_size > ball.epsilon and not random_start:
-        warnings.warn(
+        warn(
             f"a step of {step_size:g} is longer than ε = {ball.epsilon:g}: from x, each step ends "
-            "at the surface of the ball. Take step_size ≤ ε, or random_start=True",
-            AttackWarning,
-            stacklevel=2,
+            "at the surface of the ball. Take step_size ≤ ε, or random_start=True"
         )
     inputs.check_numbers(momentum=momentum)
-    run = partial(climb, frozen(model), ball=ball, step_size=step_size, steps=steps,
+    run = partial(climb, lent(model), ball=ball, step_size=step_size, steps=steps,
                   momentum=momentum, loss=loss)  # fmt: skip
     worst = None
     for i, start in enumerate(_starts(ball, x, restarts, random_start, rng)):
@@ -177,19 +182,18 @@ def climb(
         if momentum:
             velocity = momentum * velocity + normalised(g, L1(1))
             g = velocity
-        delta = ball.project(delta + step_size * ball.steepest(g), low, high)
-    return x + delta
+        step = step_size * ball.steepest(g).astype(x.dtype, copy=False)
+        delta = ball.project(delta + step, low, high)
+    return moved(x, delta)
 
 
 def _starts(ball: Ball, x: Array, restarts: int, random_start: bool, rng) -> Iterator[Array]:
     """The perturbation that each run starts with, (N, …): drawn on the host for the whole batch."""
     xp, rng = array_module(x), np.random.default_rng(rng)
     if restarts > 1 and not random_start:
-        warnings.warn(
+        warn(
             f"all {restarts} restarts start at x and give the same result: take random_start=True, "
-            "or restarts=1",
-            AttackWarning,
-            stacklevel=3,
+            "or restarts=1"
         )
     for _ in range(restarts):
         yield ball.random(x, rng) if random_start else xp.zeros_like(x)
@@ -248,9 +252,7 @@ def apgd(
     inputs.check_counts(steps=steps, restarts=restarts)
     inputs.check_shares(momentum=momentum, rho=rho)
     shared.check_radius(ball, "apgd", Ball)  # it starts with a step of 2 ε
-    run = partial(
-        _apgd, frozen(model), ball=ball, steps=steps, momentum=momentum, rho=rho, loss=loss
-    )
+    run = partial(_apgd, lent(model), ball=ball, steps=steps, momentum=momentum, rho=rho, loss=loss)
     worst = None
     for i, start in enumerate(_starts(ball, x, restarts, random_start, rng)):
         with shared.pieces(model, x, progress, "APGD", i, restarts) as how:
@@ -279,7 +281,8 @@ def _apgd(model, x, y, target, delta, *, ball, steps, momentum, rho, loss):
     halved, best_value_then, last = xp.zeros_like(fooled), value, 0
     checkpoints = _checkpoints(steps)
     for k in range(1, steps + 1):
-        z = ball.project(delta + per_example(eta, x) * ball.steepest(g), low, high)
+        direction = ball.steepest(g).astype(x.dtype, copy=False)
+        z = ball.project(delta + per_example(eta, x) * direction, low, high)
         mu = momentum if k > 1 else 0.0
         step = (1 - mu) * (z - delta) + mu * (delta - before)
         before, delta = delta, ball.project(delta + step, low, high)
@@ -301,7 +304,7 @@ def _apgd(model, x, y, target, delta, *, ball, steps, momentum, rho, loss):
             delta, g = choose(halved, best, delta), choose(halved, best_g, g)
             value = xp.where(halved, best_value, value)
             best_value_then, last, rises = best_value, k, xp.zeros_like(rises)
-    return x + result
+    return moved(x, result)
 
 
 def _checkpoints(steps: int) -> set[int]:

@@ -17,7 +17,6 @@ part of the loss and descends: thousands of steps, and shorter perturbations.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -29,8 +28,8 @@ from tinyadv import inputs
 from tinyadv.attacks import shared
 from tinyadv.attacks.shared import dot, lead, only, per_example, rounding, with_a_tape
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.balls import L2, Ball, Linf
-from tinyadv.inputs import AttackWarning, Checked, all_logits, checked, frozen
+from tinyadv.balls import L2, Ball, Linf, wide
+from tinyadv.inputs import Checked, all_logits, checked, lent, warn
 from tinyadv.losses import one_hot
 from tinyadv.parallel import by_examples
 from tinyadv.tensor import Array, Tensor, grad, value_of
@@ -108,7 +107,7 @@ def deepfool(
     inputs.check_counts(least=2, candidates=candidates)  # the label and another class
     inputs.check_choice(tuple(NORMS), norm=norm)
     inputs.check_numbers(overshoot=overshoot)
-    run = partial(_deepfool, frozen(model), ball=NORMS[norm], steps=steps, overshoot=overshoot,
+    run = partial(_deepfool, lent(model), ball=NORMS[norm], steps=steps, overshoot=overshoot,
                   candidates=candidates)  # fmt: skip
     with shared.pieces(model, x, progress, "DeepFool") as how:
         x_adv, passes = by_examples(run, x, y, None, **how)
@@ -122,10 +121,10 @@ def _deepfool(model, x, y, target, *, ball, steps=50, overshoot=0.02, candidates
     result, passes = x.copy(), np.zeros(len(x), int)
     z = value_of(model(x))
     classes = shared.ranked_others(z, y)[:, : candidates - 1]  # (N, K) -> (N, candidates - 1)
-    r, left = xp.zeros_like(x), np.arange(len(x))
+    r, left = xp.zeros_like(wide(x)), np.arange(len(x))
     still = np.flatnonzero(to_numpy(lead(z, y, target)[0] <= 0))
     x_adv = x
-    for _ in range(steps):
+    for step in range(steps):
         left = left[still]
         if not len(left):
             break
@@ -134,11 +133,14 @@ def _deepfool(model, x, y, target, *, ball, steps=50, overshoot=0.02, candidates
         f, w = nearest_boundary(model, x_adv, y, target, classes, ball)
         direction = ball.steepest(w)  # of length 1, and <direction, w> is the dual norm of w
         slope = dot(direction, w)
-        r = r + per_example(abs(f) / xp.where(slope > 0, slope, 1), x) * direction
-        x_adv = xp.clip(x + (1 + overshoot) * r, 0, 1)
+        # A model may compute in fewer digits than its logits have, so that steps onto the boundary
+        # shrink and stop short of it. In the last third they are lengthened, more and more.
+        length = 2.0 ** max(step - 2 * steps // 3, 0) * abs(f) / xp.where(slope > 0, slope, 1)
+        r = r + per_example(length, x) * direction
+        x_adv = xp.clip(x + (1 + overshoot) * r, 0, 1).astype(x.dtype, copy=False)
         # Stopping early is deliberate: it synchronises with a GPU once in a step.
         z = value_of(model(x_adv))
-        beyond = to_numpy(lead(z, y, target)[0] > rounding(z))
+        beyond = to_numpy(lead(z, y, target)[0] > rounding(z, x))
         reached, still = np.flatnonzero(beyond), np.flatnonzero(~beyond)
         result[xp.asarray(left[reached])] = x_adv[xp.asarray(reached)]
     return result, xp.asarray(passes)
@@ -163,7 +165,7 @@ def nearest_boundary(
 
     Returns
     -------
-    f, w : (N,), (N, …)
+    f, w : (N,), (N, …), in float32 at least
         f is z_k - z_y at x, less that rounding, and w its gradient. Both are 0 where no class has
         a gradient.
     """
@@ -175,12 +177,13 @@ def nearest_boundary(
         directions = [one_hot(k, z) - own for k in classes.T]
     else:
         directions = [lead(z, y, target)[1]]
-    beyond = 2 * rounding(z)
-    f, w = xp.zeros(len(x), x.dtype), xp.zeros_like(x)
-    nearest = xp.full(len(x), xp.inf, x.dtype)
+    beyond = 2 * rounding(z, x)
+    w = xp.zeros_like(wide(x))
+    f, nearest = xp.zeros(len(x), w.dtype), xp.full(len(x), xp.inf, w.dtype)
     for k_minus_y in directions:  # (N, K)
-        f_k = ((k_minus_y * z).sum(1) - beyond).astype(x.dtype)
+        f_k = ((k_minus_y * z).sum(1) - beyond).astype(w.dtype)
         (w_k,) = grad(logits, [image], k_minus_y)  # the tape is shared, each class is a walk back
+        w_k = wide(w_k)
         slope = dot(ball.steepest(w_k), w_k)  # the dual norm of w_k
         distance = xp.where(slope > 0, abs(f_k) / xp.where(slope > 0, slope, 1), xp.inf)
         closer = distance < nearest
@@ -265,7 +268,7 @@ def carlini_wagner(
     inputs.check_positive(learning_rate=learning_rate, initial_c=initial_c)
     inputs.check_choice(("deepfool", "image"), start=start)
     run = partial(
-        _carlini_wagner, frozen(model), confidence=confidence, learning_rate=learning_rate,
+        _carlini_wagner, lent(model), confidence=confidence, learning_rate=learning_rate,
         steps=steps, search_steps=search_steps, initial_c=initial_c, abort_early=abort_early,
         from_deepfool=start == "deepfool",
     )  # fmt: skip
@@ -293,9 +296,9 @@ def _carlini_wagner(
         x_start, taken = _deepfool(model, x, y, target, ball=NORMS["l2"])
         passes += to_numpy(taken)
         z = value_of(model(x_start))
-        hit = lead(z, y, target)[0] > confidence + rounding(z)
+        hit, away = lead(z, y, target)[0] > confidence + rounding(z, x), wide(x_start) - x
         s.w = s.w_start = _as_w(x_start)
-        s.best, s.best_distance = x_start, xp.where(hit, dot(x_start - x, x_start - x), xp.inf)
+        s.best, s.best_distance = x_start, xp.where(hit, dot(away, away), xp.inf)
     while len(keep):
         left = left[keep]
         s = SimpleNamespace(**dict(zip(vars(s), only(keep, *vars(s).values()), strict=True)))
@@ -312,10 +315,10 @@ def _carlini_wagner(
 def _at_the_start(x, y, target, initial_c) -> SimpleNamespace:
     """The state of each example; every field has a row for each."""
     xp, w = array_module(x), _as_w(x)
-    zero, infinite = xp.zeros(len(x), x.dtype), xp.full(len(x), xp.inf, x.dtype)
+    zero, infinite = xp.zeros(len(x), w.dtype), xp.full(len(x), xp.inf, w.dtype)
     return SimpleNamespace(
         x=x, y=y, target=target,
-        w=w, w_start=w, m=xp.zeros_like(x), v=xp.zeros_like(x), t=zero,  # Adam
+        w=w, w_start=w, m=xp.zeros_like(w), v=xp.zeros_like(w), t=zero,  # Adam
         c=zero + initial_c, low=zero, high=infinite, tried=zero, found=zero > 0,  # the search
         loss=infinite, loss_before=infinite,  # the smallest, now and at the previous comparison
         best=x, best_distance=infinite,  # squared, as in the loss
@@ -324,19 +327,20 @@ def _at_the_start(x, y, target, initial_c) -> SimpleNamespace:
 
 def _as_w(x):
     """The w with x ≈ (1 + tanh w) / 2; approximately, because arctanh(±1) is infinite."""
-    return array_module(x).arctanh((2 * x - 1) * 0.999999)
+    return array_module(x).arctanh((2 * wide(x) - 1) * 0.999999)
 
 
 def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2=0.999) -> None:
     """Note what the points at w are worth, and take one step of Adam from them."""
     xp = array_module(s.x)
-    image = Tensor((xp.tanh(s.w) + 1) / 2)
+    at_w = (xp.tanh(s.w) + 1) / 2
+    image = Tensor(at_w.astype(s.x.dtype, copy=False))
     logits = with_a_tape(model(image))
     x_adv, z = image.value, logits.value
-    delta = x_adv - s.x
+    delta = wide(x_adv) - s.x
     distance = dot(delta, delta)
     ahead, direction = lead(z, s.y, s.target)
-    needed = confidence + rounding(z)
+    needed = confidence + rounding(z, s.x)
 
     hit = ahead > needed
     s.found = s.found | (hit & (s.t >= grace))
@@ -348,7 +352,7 @@ def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2
     # ∂loss/∂x_adv = 2 δ + c ∂f/∂x_adv, and f is flat beyond the lead that is needed.
     pull = xp.where(hit, 0, -s.c)[:, None] * direction  # (N, K)
     (g,) = grad(logits, [image], pull)
-    g = (2 * delta + g) * (2 * x_adv * (1 - x_adv))  # ∂x_adv/∂w = (1 - tanh² w) / 2
+    g = (2 * delta + g) * (2 * at_w * (1 - at_w))  # ∂x_adv/∂w = (1 - tanh² w) / 2
     s.m = beta1 * s.m + (1 - beta1) * g
     s.v = beta2 * s.v + (1 - beta2) * (g * g)
     s.t = s.t + 1
@@ -386,19 +390,17 @@ def verified(
 ) -> tuple[Array, Smallest]:  # fmt: skip
     """What an attack found, after a forward pass on the very array that it returns.
 
-    Where that does not succeed, the result is x. Warns of it, for the caller of the attack.
+    Where that does not succeed, the result is x. Warns of it.
     """
     xp = array_module(x)
     ahead, _ = lead(all_logits(model, x_adv), y, target)
     success = (ahead > 0) & (ahead >= confidence)
     x_adv = xp.where(per_example(success, x), x_adv, x)
-    distance = xp.where(success, ball.norm(x_adv - x), xp.inf)
+    distance = xp.where(success, ball.norm(wide(x_adv) - x), xp.inf)
     failed = len(x) - int(to_numpy(success.sum()))
     if failed:
-        warnings.warn(
+        warn(
             f"no perturbation was found for {failed} of {len(x)} examples, which are returned "
-            "unchanged: details=True says which they are; more steps may help",
-            AttackWarning,
-            stacklevel=3,
+            "unchanged: details=True says which they are; more steps may help"
         )
     return x_adv, Smallest(success, distance, passes)

@@ -8,21 +8,25 @@
 
 The loop of an attack works on a piece of a batch, with plain arrays. Examples do not depend on each
 other, so each thread takes its piece through the whole attack and does not wait between the steps.
+
+An image that the model is shown has the dtype of x, always: what fools it is then what is returned,
+digit by digit. A gradient has the precision of the model, and a direction is computed in that, in
+float32 at least; the point that it leads to is rounded.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
 from tinyadv import losses, ops
 from tinyadv.backend import array_module
-from tinyadv.balls import Ball
-from tinyadv.inputs import all_logits, check_numbers, frozen
-from tinyadv.parallel import examples_last, may_cut
+from tinyadv.balls import Ball, narrowed, wide
+from tinyadv.inputs import all_logits, check_numbers, lent
+from tinyadv.parallel import examples_last, may_cut, stop_point
 from tinyadv.tensor import Array, Tensor, grad, value_of
 
 # The most examples in a piece. On a CPU: enough that Python's overhead per step does not matter,
@@ -88,6 +92,7 @@ def input_gradient(model: Callable, x: Array, y: Array, target=None, *, loss: Ca
 
 def with_a_tape(logits) -> Tensor:
     """``logits``, or a TypeError unless they are a tensor: an array has no gradient."""
+    stop_point()
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"the model must return a Tensor when it is given one, got {type(logits).__name__}: "
@@ -132,9 +137,17 @@ def lead(logits: Array, y: Array, target: Array | None = None) -> tuple[Array, A
     return (direction * logits).sum(1), direction
 
 
-def rounding(logits: Array) -> Array:
-    """The largest lead that rounding alone may explain, e.g. in a batch of another size: (N,)."""
-    return 16 * float(np.finfo(logits.dtype).eps) * abs(logits).max(1)
+def rounding(logits: Array, *images: Array) -> Array:
+    """The largest lead that rounding alone may explain, e.g. in a batch of another size: (N,).
+
+    The model may round like the images although its logits have more digits. And if logits of
+    float64 are all numbers of float32, it was in float32 that they were computed.
+    """
+    xp, eps = array_module(logits), max(float(np.finfo(a.dtype).eps) for a in (logits, *images))
+    if logits.dtype == np.float64:
+        single = (logits == logits.astype(np.float32)).all(1)
+        eps = xp.where(single, max(eps, float(np.finfo(np.float32).eps)), eps)
+    return 16 * eps * abs(logits).max(1)
 
 
 def worse(a: tuple | None, b: tuple) -> tuple:
@@ -180,8 +193,13 @@ def per_example(a: Array, x: Array) -> Array:
 
 
 def dot(a: Array, b: Array) -> Array:
-    """The inner product of each example: (N, …), (N, …) -> (N,)."""
-    return (a * b).reshape(len(a), -1).sum(1)
+    """The inner product of each example, in float32 at least: (N, …), (N, …) -> (N,)."""
+    return (wide(a) * b).reshape(len(a), -1).sum(1)
+
+
+def moved(x: Array, delta: Array) -> Array:
+    """x + δ in the dtype of x. In float16 it is rounded towards x, so that it stays in the ball."""
+    return narrowed(wide(x) + delta, x.dtype, x)
 
 
 def normalised(g: Array, ball: Ball) -> Array:
@@ -208,10 +226,11 @@ class QueryOnly:
     """The model as a query-only attack sees it: arrays in, arrays out, and no gradient."""
 
     def __init__(self, model: Callable):
-        self.model = frozen(model)
+        self.model = lent(model)
         self.by_example = may_cut(model)
 
     def __call__(self, x):
+        stop_point()
         return value_of(self.model(value_of(x)))
 
 
@@ -262,14 +281,15 @@ def pieces(
     open and ``progress`` is true, a bar on terminals counts the examples. It is called ``name``,
     followed by the number of the run if there are several.
     """
-    from tqdm import tqdm
-
-    on_cpu = array_module(x) is np
+    on_cpu, bar = array_module(x) is np, nullcontext()
     name += f" {run + 1}/{runs}" if runs > 1 else ""
-    bar = tqdm(total=len(x), desc=name, unit="", leave=False, disable=None if progress else True)
+    if progress:  # even a hidden bar takes a lock, which Ctrl-C may leave locked for other threads
+        from tqdm import tqdm
+
+        bar = tqdm(total=len(x), desc=name, unit="", leave=False, disable=None)
     with bar:
         yield {
             "least": (2 if on_cpu else LARGEST_PIECE["gpu"] + 1) if may_cut(model) else math.inf,
             "most": LARGEST_PIECE["cpu" if on_cpu else "gpu"],
-            "done": bar.update,
+            "done": bar.update if progress else None,
         }

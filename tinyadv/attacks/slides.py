@@ -24,8 +24,8 @@ from tinyadv import inputs, ops
 from tinyadv.attacks import shared
 from tinyadv.attacks.shared import input_gradient, is_fooled, normalised, per_example, worse
 from tinyadv.backend import array_module
-from tinyadv.balls import Linf
-from tinyadv.inputs import Checked, checked, frozen
+from tinyadv.balls import Linf, wide
+from tinyadv.inputs import Checked, checked, frozen, lent
 from tinyadv.losses import cross_entropy, one_hot, swapped_binary_cross_entropy
 from tinyadv.parallel import by_examples, may_cut
 from tinyadv.tensor import Array, Tensor, value_of
@@ -100,13 +100,14 @@ def fake_image(
     x, target = _start(model, target, x, shape, rng)
     inputs.check_counts(steps=steps)
     inputs.check_numbers(learning_rate=learning_rate)
-    run = partial(_fake_image, frozen(model), learning_rate=learning_rate, steps=steps, loss=loss,
+    run = partial(_fake_image, lent(model), learning_rate=learning_rate, steps=steps, loss=loss,
                   clip=clip, details=details)  # fmt: skip
     with shared.pieces(model, x, progress, "fake image") as how:
         result = by_examples(run, x, target, **how)
     if not details:
-        return result
+        return shared.check_finite(result)
     x, losses, probabilities = result
+    shared.check_finite(x)
     return x, Trace(losses.T, probabilities.T)  # (N, steps + 1) -> (steps + 1, N)
 
 
@@ -119,11 +120,11 @@ def _start(model, target, x, shape, rng):
         noise = np.random.default_rng(rng).random((count, *shape))
         x = xp.asarray(noise.astype(np.float32))
     inputs.check_pixels(x)
+    x = inputs.native(x)
     # Not `checked`, which would warn if the model already predicts the target for the noise.
     some = x[:1] if may_cut(model) else x
-    classes = inputs.check_logits(value_of(frozen(model)(Tensor(some))), len(some))
-    target = [target] * len(x) if isinstance(target, (int, np.integer)) else target
-    return x, inputs.check_labels(target, x, classes, "target")
+    classes = inputs.check_logits(value_of(frozen(model)(Tensor(some.copy()))), len(some))
+    return x, inputs.check_target(target, x, classes)
 
 
 def _fake_image(model, x, target, *, learning_rate, steps, loss, clip, details):
@@ -137,7 +138,7 @@ def _fake_image(model, x, target, *, learning_rate, steps, loss, clip, details):
     for _ in range(steps):
         g, value, logits = input_gradient(model, x, target, loss=loss)
         note(value, logits)
-        x = x - learning_rate * g
+        x = (x - learning_rate * g).astype(x.dtype, copy=False)
         x = xp.clip(x, 0, 1) if clip else x
     if not details:
         return x
@@ -193,10 +194,10 @@ def untargeted(
     x, y, _ = checked(model, x, y)
     inputs.check_counts(steps=steps)
     inputs.check_numbers(step_size=step_size)
-    run = partial(_untargeted, frozen(model), step_size=step_size, steps=steps, loss=loss,
+    run = partial(_untargeted, lent(model), step_size=step_size, steps=steps, loss=loss,
                   stop_when_wrong=stop_when_wrong)  # fmt: skip
     with shared.pieces(model, x, progress, "untargeted") as how:
-        return by_examples(run, x, y, **how)
+        return shared.check_finite(by_examples(run, x, y, **how))
 
 
 def _untargeted(model, x, y, *, step_size, steps, loss, stop_when_wrong):
@@ -204,7 +205,7 @@ def _untargeted(model, x, y, *, step_size, steps, loss, stop_when_wrong):
     xp = array_module(x)
     for _ in range(steps):
         g, _, logits = input_gradient(model, x, y, loss=loss)
-        moved = xp.clip(x + step_size * normalised(g, Linf(1)), 0, 1)
+        moved = xp.clip(x + step_size * normalised(g, Linf(1)), 0, 1).astype(x.dtype, copy=False)
         if stop_when_wrong:  # an image that stays is misclassified in the next step too, and stays
             moved = xp.where(per_example(is_fooled(logits, y), x), x, moved)
         x = moved
@@ -280,10 +281,10 @@ def targeted(
     inputs.check_numbers(weight=weight, step_size=step_size)
     # The λ that belongs to a sum over the pixels.
     scale = weight / math.prod(x.shape[1:]) if reduction == "mean" else weight
-    run = partial(_targeted, frozen(model), far=partial(_far, distance, scale), steps=steps,
+    run = partial(_targeted, lent(model), far=partial(_far, distance, scale), steps=steps,
                   step_size=step_size, keep=keep, loss=loss)  # fmt: skip
     with shared.pieces(model, x, progress, "targeted") as how:
-        return by_examples(run, x, y, target, **how)
+        return shared.check_finite(by_examples(run, x, y, target, **how))
 
 
 def _targeted(model, x, y, target, *, far, step_size, steps, keep, loss):
@@ -291,14 +292,15 @@ def _targeted(model, x, y, target, *, far, step_size, steps, keep, loss):
     xp, original, best = array_module(x), x, None
     for _ in range(steps):
         towards_target, value, logits = input_gradient(model, x, y, target, loss=loss)
-        size, away = far(x - original)
+        size, away = far(wide(x) - original)
         if keep == "best":
             best = worse(best, (x, is_fooled(logits, y, target), value - size))
-        x = xp.clip(x - step_size * normalised(away - towards_target, Linf(1)), 0, 1)
+        step = step_size * normalised(away - towards_target, Linf(1))
+        x = xp.clip(x - step, 0, 1).astype(x.dtype, copy=False)
     if keep == "last":
         return x
     logits = value_of(model(x))
-    value = value_of(shared.to_raise(loss, logits, y, target)) - far(x - original)[0]
+    value = value_of(shared.to_raise(loss, logits, y, target)) - far(wide(x) - original)[0]
     return worse(best, (x, is_fooled(logits, y, target), value))[0]
 
 

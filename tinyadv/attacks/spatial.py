@@ -29,7 +29,7 @@ from tinyadv import inputs, ops
 from tinyadv.attacks import shared
 from tinyadv.attacks.shared import input_gradient, is_fooled, only, to_raise, worse
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.inputs import Checked, checked, frozen
+from tinyadv.inputs import Checked, checked, lent
 from tinyadv.losses import cross_entropy
 from tinyadv.parallel import by_examples
 from tinyadv.tensor import Array, Tensor, value_of
@@ -82,8 +82,9 @@ def rotate_translate(x: Array | Tensor, angle, shift) -> Array | Tensor:
     # Where the pixels of the result come from: undo the shift, then rotate by -θ. Row 0 is on top,
     # hence the signs.
     theta = angle * (math.pi / 180)
-    column = xp.arange(w, dtype=x.dtype)[:, None] - (w - 1) / 2 - shift[:, 0]  # (W, n), n: N or 1
-    row = xp.arange(h, dtype=x.dtype)[:, None, None] - (h - 1) / 2 - shift[:, 1]  # (H, 1, n)
+    dtype = angle.dtype
+    column = xp.arange(w, dtype=dtype)[:, None] - (w - 1) / 2 - shift[:, 0]  # (W, n), n: N or 1
+    row = xp.arange(h, dtype=dtype)[:, None, None] - (h - 1) / 2 - shift[:, 1]  # (H, 1, n)
     u = ops.cos(theta) * column - ops.sin(theta) * row + (w - 1) / 2  # (H, W, n)
     v = ops.sin(theta) * column + ops.cos(theta) * row + (h - 1) / 2
 
@@ -109,7 +110,8 @@ def rotate_translate(x: Array | Tensor, angle, shift) -> Array | Tensor:
 
     above = (1 - to_right) * read(0, 0) + to_right * read(0, 1)
     below = (1 - to_right) * read(1, 0) + to_right * read(1, 1)
-    return ops.transpose((1 - to_bottom) * above + to_bottom * below, (3, 0, 1, 2))
+    moved = ops.transpose((1 - to_bottom) * above + to_bottom * below, (3, 0, 1, 2))
+    return moved if moved.dtype == x.dtype else ops.astype(moved, x.dtype)
 
 
 def _checked_transformation(x, angle, shift):
@@ -120,10 +122,12 @@ def _checked_transformation(x, angle, shift):
             f"x must hold floating-point numbers, got {x.dtype}: convert with x.astype('float32')"
         )
 
+    dtype = _of_positions(x)
+
     def like_x(value):
         if isinstance(value, Tensor):
-            return value if value.dtype == x.dtype else ops.astype(value, x.dtype)
-        return array_module(value_of(x)).asarray(value, dtype=x.dtype)
+            return value if value.dtype == dtype else ops.astype(value, dtype)
+        return array_module(value_of(x)).asarray(value, dtype=dtype)
 
     angle, shift, n = like_x(angle), like_x(shift), len(x)
     if angle.shape not in [(), (n,)] or shift.shape not in [(2,), (n, 2)]:
@@ -132,6 +136,11 @@ def _checked_transformation(x, angle, shift):
             f"right and down; got {angle.shape} and {shift.shape}"
         )
     return ops.reshape(angle, (-1,)), ops.reshape(shift, (-1, 2))
+
+
+def _of_positions(x) -> np.dtype:
+    """The dtype of t, u and v: that of x, but float32 at least, to tell positions apart."""
+    return np.result_type(x.dtype, np.float32)
 
 
 # ---------------------------------------------------------------------------------- the attacks
@@ -201,9 +210,9 @@ def spatial_grid(
     inputs.check_counts(angles=angles, shifts=shifts)
     grid = _grid(_limits(x, max_angle, max_shift), angles, shifts)
 
-    xp, n = array_module(x), len(x)
-    t = xp.zeros((n, 3), x.dtype)
-    value, fooled = xp.full(n, -np.inf, x.dtype), xp.zeros(n, bool)
+    xp, n, dtype = array_module(x), len(x), _of_positions(x)
+    t = xp.zeros((n, 3), dtype)
+    value, fooled = xp.full(n, -np.inf, dtype), xp.zeros(n, bool)
     left = np.arange(n)
     # The first round is the image itself: what is misclassified already needs no transformation.
     rounds = [grid[:1], *(grid[i : i + ROUND] for i in range(1, len(grid), ROUND))]
@@ -260,7 +269,8 @@ def spatial_random(
     x, y, target = checked(query, x, y, target)
     limits = _limits(x, max_angle, max_shift)
     inputs.check_counts(k=k)
-    draws = array_module(x).asarray(_random(len(x), k, limits, rng).astype(x.dtype))  # (N, k, 3)
+    draws = _random(len(x), k, limits, rng).astype(_of_positions(x))  # (N, k, 3)
+    draws = array_module(x).asarray(draws)
 
     def run(x, y, target, draws):
         return _try_all(query, loss, [draws[:, i] for i in range(k)], x, y, target)[0]
@@ -314,9 +324,10 @@ def spatial_first_order(
     inputs.check_numbers(step_size=step_size)
     start = _random(len(x), 1, limits, rng)[:, 0]  # (N, 1, 3) -> (N, 3)
     most, step, start = (
-        array_module(x).asarray(a.astype(x.dtype)) for a in (limits, step_size * limits, start)
+        array_module(x).asarray(a.astype(_of_positions(x)))
+        for a in (limits, step_size * limits, start)
     )
-    run = partial(_first_order, frozen(model), most=most, step=step, steps=steps, loss=loss)
+    run = partial(_first_order, lent(model), most=most, step=step, steps=steps, loss=loss)
     with shared.pieces(model, x, progress, "first order") as how:
         t = by_examples(run, x, y, target, start, **how)
     return _transformed(x, t, details)
@@ -376,7 +387,7 @@ def _try_all(query, loss, transformations, x, y, target, *worst):
     for t in transformations:
         logits = query(rotate_translate(x, t[..., 0], t[..., 1:]))
         value = value_of(to_raise(loss, logits, y, target))
-        t = xp.broadcast_to(xp.asarray(t, dtype=x.dtype), (len(x), 3))
+        t = xp.broadcast_to(xp.asarray(t, dtype=_of_positions(x)), (len(x), 3))
         worst = worse(worst, (t, is_fooled(logits, y, target), value))
     return worst
 

@@ -98,7 +98,8 @@ def batches(
     batch_size : int
         The last batch has what is left.
     rng : numpy.random.Generator or int, optional
-        Shuffles; without it the order is kept, and the batches are views.
+        Shuffles; an int gives the same order at every call, so an epoch needs a generator. Without
+        it the order is kept, and the batches are views.
 
     Raises
     ------

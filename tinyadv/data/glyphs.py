@@ -19,10 +19,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from tinyadv.checkpoint import replacing
 
 SIZE = 28  # pixels, as in MNIST
 CLASSES = tuple("0123456789")
@@ -221,10 +222,7 @@ def load(folder: Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     except Exception:  # missing or broken in whatever way: it costs a second to make it again
         arrays = make()
-    with contextlib.suppress(OSError):  # a folder that cannot be written: made again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written elsewhere and moved into place, so that no one ever reads half a file.
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            np.savez(Path(scratch, path.name), **arrays)
-            os.replace(Path(scratch, path.name), path)
+    # If the folder cannot be written, it is made again next time.
+    with contextlib.suppress(OSError), replacing(path) as file:
+        np.savez(file, **arrays)
     return arrays

@@ -23,6 +23,7 @@ import numpy as np
 
 CIFAR10_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR10_TEST = "test_batch.bin"
+LARGEST = 1 << 28  # bytes; the largest content, of CIFAR-10's archive, has 184 million
 REMEDY = "delete the file, and it will be downloaded again"
 
 
@@ -36,7 +37,8 @@ def unpack(path: Path) -> bytes:
     Raises
     ------
     DataError
-        If the file is cut off or damaged, or is a web page.
+        If the file is cut off or damaged, is a web page, or unpacks to more than any of the data
+        sets; no more than that is unpacked.
     """
     raw = path.read_bytes()
     if raw[:2] != b"\x1f\x8b":
@@ -45,11 +47,14 @@ def unpack(path: Path) -> bytes:
             raise DataError(f"{path} is a web page (it begins {raw[:40]!r}), not data: {REMEDY}")
         return raw
     try:
-        return gzip.decompress(raw)
+        content = gzip.open(io.BytesIO(raw)).read(LARGEST + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(
             f"{path} is a damaged or cut-off gzip file of {len(raw):,} bytes ({error}): {REMEDY}"
         ) from None
+    if len(content) > LARGEST:
+        raise DataError(f"{path} unpacks to more than {LARGEST:,} bytes: {REMEDY}")
+    return content
 
 
 def parse_idx(content: bytes, ndim: int, path: Path) -> np.ndarray:
