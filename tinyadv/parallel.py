@@ -35,7 +35,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -144,10 +144,10 @@ def in_threads(work: Callable, items: Sequence) -> list:
     helpers, waiting, process = min(threads(), len(items)) - 1, iter(range(len(items))), os.getpid()
     results, errors, ends = {}, [], []
 
-    def take_part(indices):
+    def help_with():
         _errors.set(errors)
         try:
-            for i in _until_stopped(indices):
+            for i in _until_stopped(waiting):
                 results[i] = work(items[i])
         except BaseException as error:
             if not errors:
@@ -158,18 +158,23 @@ def in_threads(work: Callable, items: Sequence) -> list:
             if os.getpid() == process:  # a process that was forked within a piece has no helpers
                 end.wait()
 
-    def for_this_thread():
-        with suppress(RuntimeError):  # no thread can be started, as when Python shuts down
-            for _ in range(helpers):
-                ends.append(_in_a_helper(functools.partial(take_part, waiting)))
-        yield from waiting
+    def left():  # nothing, or after a fork what the helpers had begun
         wait_for_helpers()
-        yield from set(range(len(items))).difference(results)  # after a fork what they had begun
+        yield from set(range(len(items))).difference(results)
 
     try:
         with one_blas_thread():
-            take_part(for_this_thread())
-            wait_for_helpers()  # which stop soon after an error
+            try:
+                with suppress(RuntimeError):  # no thread can be started, as when Python shuts down
+                    for _ in range(helpers):
+                        ends.append(_in_a_helper(help_with))
+                _errors.set(errors)
+                for i in _until_stopped(chain(waiting, left())):
+                    results[i] = work(items[i])
+            except BaseException as error:
+                if not errors:
+                    errors.append(error)
+                wait_for_helpers()  # which stop soon
             _errors.set(None)
     finally:
         _errors.set(None)  # once more, because Ctrl-C may have come before
