@@ -30,6 +30,7 @@ import numpy as np
 from tinyadv import inputs, ops
 from tinyadv.attacks.gradient import pgd
 from tinyadv.attacks.shared import (
+    bar,
     input_gradient,
     is_fooled,
     per_example,
@@ -550,19 +551,18 @@ def cross_thresholds(
     low, high = (xp.clip(xp.full_like(x, end), bottom, top) for end in ends)
     best, lead = x.copy(), _lead(inputs.all_logits(wired, x), y)
 
-    from tqdm import tqdm
-
-    runs = starts + hops
-    for run in tqdm(range(runs), "thresholds", leave=False, disable=None if progress else True):
-        left = np.flatnonzero(to_numpy(lead <= 0))
-        if not len(left):
-            break
-        left = xp.asarray(left)
-        within, labels = (low[left], high[left]), y[left]
-        point = _start(run - starts, best[left], *within, rng) if run else sum(within) / 2
-        point, value = _climb(wired, point, *within, labels, steps)
-        point, value = _set_blocks(wired, point, value, *within, labels, queries, rng)
-        best[left], lead[left] = _better((best[left], lead[left]), (point, value))
+    with bar(progress, starts + hops, "thresholds") as counter:
+        for run in range(starts + hops):
+            left = np.flatnonzero(to_numpy(lead <= 0))
+            if not len(left):
+                break
+            left = xp.asarray(left)
+            within, labels = (low[left], high[left]), y[left]
+            point = _start(run - starts, best[left], *within, rng) if run else sum(within) / 2
+            point, value = _climb(wired, point, *within, labels, steps)
+            point, value = _set_blocks(wired, point, value, *within, labels, queries, rng)
+            best[left], lead[left] = _better((best[left], lead[left]), (point, value))
+            counter.update(1)
     return x + ball.project(best - x, -x, 1 - x)
 
 

@@ -129,8 +129,6 @@ def square(
     >>> x_adv.shape, bool((details.queries <= 20).all())
     ((2, 1, 28, 28), True)
     """
-    from tqdm import tqdm
-
     query = shared.QueryOnly(model)
     x, y, target = checked(query, x, y, target)
     inputs.check_counts(queries=queries)
@@ -151,7 +149,7 @@ def square(
     used = np.zeros(n, np.int64)
     success = to_numpy(is_fooled(all_logits(query, x), y, target))
     left = np.flatnonzero(~success)
-    with tqdm(total=queries, desc="Square", leave=False, disable=None if progress else True) as bar:
+    with shared.bar(progress, queries, "Square") as bar:
         done = 0
         while done < queries and len(left):
             # The first query is the start, all others are moves.

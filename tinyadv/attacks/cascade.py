@@ -24,7 +24,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from tinyadv.attacks.shared import QueryOnly
+from tinyadv.attacks.shared import QueryOnly, bar
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L1, L2, Linf
 from tinyadv.inputs import NOT_FINITE, check_returned, frozen, predict, warn
@@ -301,14 +301,11 @@ def run_attacks(
 def _run_attack(
     model, x, y, chosen, name, runs, *, batch_size, ball=None, progress=False, found=None
 ) -> AttackResult:
-    from tqdm import tqdm
-
     xp, counted, judge = array_module(x), Counted(model), QueryOnly(model)
     survived, seconds, undecided = chosen.copy(), 0.0, 0
     sizes = np.full((len(NORMS), len(x)), np.nan)
     n = int(chosen.sum())
-    bar = tqdm(total=n * len(runs), desc=str(name), leave=False, disable=None if progress else True)
-    with bar:
+    with bar(progress, n * len(runs), str(name)) as counter:
         for run in runs:
             numbers = np.flatnonzero(survived)
             for start in range(0, len(numbers), batch_size):
@@ -331,7 +328,7 @@ def _run_attack(
                 if found is not None:
                     successes = xp.asarray(np.flatnonzero(fooled))
                     found[index[successes]] = x_adv[successes]
-                bar.update(len(part))
+                counter.update(len(part))
     if undecided:
         warn(
             f"the model returned NaN for {undecided} of the examples of the attack {name!r}, which "

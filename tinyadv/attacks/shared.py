@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -281,15 +282,22 @@ def pieces(
     open and ``progress`` is true, a bar on terminals counts the examples. It is called ``name``,
     followed by the number of the run if there are several.
     """
-    on_cpu, bar = array_module(x) is np, nullcontext()
-    name += f" {run + 1}/{runs}" if runs > 1 else ""
-    if progress:  # even a hidden bar takes a lock, which Ctrl-C may leave locked for other threads
-        from tqdm import tqdm
-
-        bar = tqdm(total=len(x), desc=name, unit="", leave=False, disable=None)
-    with bar:
+    on_cpu, name = array_module(x) is np, f"{name} {run + 1}/{runs}" if runs > 1 else name
+    with bar(progress, len(x), name) as counter:
         yield {
             "least": (2 if on_cpu else LARGEST_PIECE["gpu"] + 1) if may_cut(model) else math.inf,
             "most": LARGEST_PIECE["cpu" if on_cpu else "gpu"],
-            "done": bar.update if progress else None,
+            "done": counter.update,
         }
+
+
+def bar(progress: bool, total: int, name: str):
+    """A context with a progress bar on terminals; without ``progress`` its updates do nothing.
+
+    Even a hidden bar of tqdm takes a lock, which Ctrl-C may leave locked for other threads.
+    """
+    if not progress:
+        return nullcontext(SimpleNamespace(update=lambda count: None))
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=name, unit="", leave=False, disable=None)
