@@ -550,14 +550,14 @@ for name, (proved, bound) in between.items():
 # %% [markdown]
 # ## An attack adapted to a defence
 #
-# The committee's two networks begin with two thresholds (lesson 07): nearly black pixels become
+# The ensemble's two networks begin with two thresholds (lesson 07): nearly black pixels become
 # black, nearly white ones white. That makes them easier to certify, and it hides their gradient,
 # because a threshold is flat where it has made a pixel black or white. The checks say so:
 
 # %%
 if data.name == "mnist":
     reports[proven] = checks.masking(model, x, y, ball=ball, rng=args.seed, **CHECKS)
-    numbers["masking_of_the_committee"] = list(reports[proven].alarms)
+    numbers["masking_of_the_ensemble"] = list(reports[proven].alarms)
     print(reports[proven])
 
 # %% [markdown]

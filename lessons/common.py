@@ -266,7 +266,7 @@ def record(args, name: str, numbers: dict) -> None:
         "seed": args.seed,
         "seconds": round(time.perf_counter() - START, 1),
         "reused": len(REUSED),
-        "device": _device(args.xp),
+        "device": device_name(args.xp),
         "versions": versions,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -289,7 +289,7 @@ def _plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _device(xp) -> str:
+def device_name(xp) -> str:
     """The name of the processor that the arrays live on."""
     if xp is not np:
         return xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)["name"].decode()
@@ -452,7 +452,7 @@ def recorded(args, name: str, key: dict, compute: Callable[[], dict]) -> dict:
             print(f"recorded before (without --keep it is computed again): {os.path.relpath(path)}")
             REUSED.append(path)
             return {name: math.nan if part is None else part for name, part in found.items()}
-    return {**compute(), "device": _device(args.xp), "key": digest}
+    return {**compute(), "device": device_name(args.xp), "key": digest}
 
 
 def _find(numbers: dict, digest: str) -> dict | None:
@@ -672,7 +672,7 @@ def defended(
     seed : int, optional
         Of the weights, the shuffling and the attacks; by default ``--seed``.
     epochs : int, optional
-        By default those of the recipe.
+        By default the recipe's.
 
     Returns
     -------

@@ -201,8 +201,8 @@ def without_gradient(squeeze: Callable) -> Callable:
     return staircase
 
 
-def straight_through(squeeze: Callable) -> Callable:
-    """The squeezer in the forward pass, the identity in the backward pass: BPDA.
+def straight_through(squeeze: Callable, slope: float = 1.0) -> Callable:
+    """The squeezer in the forward pass, a constant slope in the backward pass: BPDA.
 
     A squeezer returns approximately its input, so its gradient is approximated by the gradient of
     the identity. Athalye et al. (2018), "Obfuscated gradients give a false sense of security",
@@ -212,6 +212,8 @@ def straight_through(squeeze: Callable) -> Callable:
     ----------
     squeeze : function
         As for :func:`without_gradient`; also one that :func:`bit_depth` or :func:`median` made.
+    slope : float
+        By default that of the identity.
 
     Returns
     -------
@@ -223,7 +225,7 @@ def straight_through(squeeze: Callable) -> Callable:
     def wire(x):
         return squeeze(x)
 
-    defvjp(wire, lambda g, y, x: g)
+    defvjp(wire, lambda g, y, x: slope * g if slope != 1 else g)
     return wire
 
 
@@ -435,45 +437,40 @@ def evade(
 # ------------------------------------------------------------------------------------ thresholds
 
 
-class Crossing(Module):
-    """Layers that treat each grey pixel on its own, with a constant slope for the backward pass.
-
-    Forward it is ``front``. Backward its slope is the mean one over all grey values that matter,
-    from ``low``, below which the result is constant, to ``high``, above which it is.
+def live_range(front: Callable) -> tuple[float, float, float]:
+    """Between which grey values layers that treat each pixel on its own have a slope.
 
     Parameters
     ----------
     front : Module
         (N, 1, H, W) -> (N, 1, H, W), such as :func:`tinyadv.models.threshold_layers`.
 
+    Returns
+    -------
+    low, high : float
+        Pixel values 0–1. Below ``low`` the result is constant, and so it is above ``high``.
+    slope : float
+        The mean slope between them.
+
     Raises
     ------
     ValueError
-        If ``front`` returns the same for all grey values.
+        If ``front`` returns the same for all grey values, or does not map a pixel to a pixel.
     """
-
-    by_example = True
-
-    def __init__(self, front: Module):
-        xp = array_module(*(p.value for p in front.parameters()))
-        grey = np.linspace(0, 1, 4097, dtype=np.float32)
-        response = to_numpy(value_of(front(xp.asarray(grey.reshape(-1, 1, 1, 1))))).ravel()
-        if response.shape != grey.shape:
-            raise ValueError(
-                f"the layers in front must map a grey pixel to a grey pixel, but of {grey.size} "
-                f"pixels they made {response.size}: how many layers are the thresholds?"
-            )
-        changes = np.flatnonzero(np.diff(response))
-        if not len(changes):
-            raise ValueError("the layers in front return the same for all grey values")
-        first, last = changes[0], changes[-1] + 1
-        self.front, self.low, self.high = front, float(grey[first]), float(grey[last])
-        self.slope = float((response[last] - response[first]) / (grey[last] - grey[first]))
-
-    def __call__(self, x):
-        value = value_of(self.front(value_of(x)))
-        # x minus its own value is 0, and has a slope.
-        return value + self.slope * (x - value_of(x)) if isinstance(x, Tensor) else value
+    xp = array_module(*(p.value for p in front.parameters()))
+    grey = np.linspace(0, 1, 4097, dtype=np.float32)
+    response = to_numpy(value_of(front(xp.asarray(grey.reshape(-1, 1, 1, 1))))).ravel()
+    if response.shape != grey.shape:
+        raise ValueError(
+            f"the layers in front must map a grey pixel to a grey pixel, but of {grey.size} "
+            f"pixels they made {response.size}: how many layers are the thresholds?"
+        )
+    changes = np.flatnonzero(np.diff(response))
+    if not len(changes):
+        raise ValueError("the layers in front return the same for all grey values")
+    first, last = changes[0], changes[-1] + 1
+    low, high = float(grey[first]), float(grey[last])
+    return low, high, float(response[last] - response[first]) / (high - low)
 
 
 def cross_thresholds(
@@ -529,26 +526,27 @@ def cross_thresholds(
     """
     inputs.check_ball(ball)
     inputs.check_counts(front=front, steps=steps, starts=starts)
-    inputs.check_numbers(hops=hops, queries=queries)
+    inputs.check_counts(0, hops=hops, queries=queries)
     if not isinstance(ball, Linf):
         raise TypeError(f"expected a ball in L∞, got {ball}")
-    members = model.members if isinstance(model, Average) else [model]
+    # A subclass with a __call__ of its own is another network.
+    members = model.members if type(model).__call__ is Average.__call__ else [model]
     for member in members:
-        if not isinstance(member, Sequential) or len(member) <= front:
+        if type(member).__call__ is not Sequential.__call__ or len(member) <= front:
             raise TypeError(
                 f"expected a Sequential that begins with {front} layers of thresholds, or the "
                 f"Average of such networks, got {type(member).__name__}"
             )
     x, y, _ = inputs.checked(model, x, y)
-    crossings = [Crossing(Sequential(*member.layers[:front])) for member in members]
-    rests = [member.layers[front:] for member in members]
-    wired = inputs.frozen(
-        Average(*(Sequential(c, *rest) for c, rest in zip(crossings, rests, strict=True)))
-    )
+    fronts = [Sequential(*member.layers[:front]) for member in members]
+    lows, highs, slopes = zip(*map(live_range, fronts), strict=True)
+    wired = Average(*(
+        Sequential(_crossed(f, slope), *member.layers[front:])
+        for f, slope, member in zip(fronts, slopes, members, strict=True)
+    )).frozen()  # fmt: skip
     xp, rng = array_module(x), np.random.default_rng(rng)
     bottom, top = xp.clip(x - ball.epsilon, 0, 1), xp.clip(x + ball.epsilon, 0, 1)
-    ends = min(crossing.low for crossing in crossings), max(crossing.high for crossing in crossings)
-    low, high = (xp.clip(xp.full_like(x, end), bottom, top) for end in ends)
+    low, high = (xp.clip(xp.full_like(x, end), bottom, top) for end in (min(lows), max(highs)))
     best, lead = x.copy(), _lead(inputs.all_logits(wired, x), y)
 
     with bar(progress, starts + hops, "thresholds") as counter:
@@ -564,6 +562,14 @@ def cross_thresholds(
             best[left], lead[left] = _better((best[left], lead[left]), (point, value))
             counter.update(1)
     return x + ball.project(best - x, -x, 1 - x)
+
+
+def _crossed(front, slope: float) -> Callable:
+    """The layers in the forward pass, a constant slope in the backward pass."""
+    front = inputs.frozen(front)
+    crossed = straight_through(lambda x: value_of(front(x)), slope)
+    crossed.by_example = True
+    return crossed
 
 
 def _start(hop, best, low, high, rng):

@@ -175,9 +175,9 @@ class Module:
         for name, p in parameters.items():
             shape, dtype = arrays[name].shape, arrays[name].dtype
             if shape != p.shape:
-                raise ValueError(f"{other}: {name} has shape {shape}, this one needs {p.shape}")
+                raise ValueError(f"{other}: {name} has shape {shape}, this network needs {p.shape}")
             if not np.can_cast(dtype, p.dtype, "same_kind"):
-                raise ValueError(f"{other}: {name} holds {dtype}, this one needs {p.dtype}")
+                raise ValueError(f"{other}: {name} holds {dtype}, this network needs {p.dtype}")
         for name, p in parameters.items():
             p.value = array_module(p.value).asarray(arrays[name].astype(p.dtype))
 

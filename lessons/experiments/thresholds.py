@@ -23,7 +23,7 @@ import common  # noqa: E402
 import tinyadv  # noqa: E402
 from tinyadv import array_module, checks, data, evaluate, layers, verify  # noqa: E402
 from tinyadv.balls import Linf  # noqa: E402
-from tinyadv.broken_defenses import Crossing, cross_thresholds  # noqa: E402
+from tinyadv.broken_defenses import cross_thresholds, live_range  # noqa: E402
 from tinyadv.inputs import quiet  # noqa: E402
 
 EPSILON = 0.3
@@ -33,8 +33,8 @@ ADAPTED = {"steps": 40, "starts": 20, "hops": 40, "queries": 40}
 def live_pixels(model, x) -> dict:
     """Between which grey values the network has a slope, and the share of pixels within reach."""
     members = model.members if isinstance(model, layers.Average) else [model]
-    crossings = [Crossing(layers.Sequential(*member.layers[:4])) for member in members]
-    low, high = min(c.low for c in crossings), max(c.high for c in crossings)
+    ranges = [live_range(layers.Sequential(*member.layers[:4])) for member in members]
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     reached = (x + EPSILON > low) & (x - EPSILON < high)
     return {"low": low, "high": high, "pixels": float(reached.mean())}
 
@@ -78,6 +78,7 @@ def main() -> None:
         "command": "python lessons/experiments/thresholds.py",
         "numbers": numbers,
         "seconds": round(time.perf_counter() - start, 1),
+        "device": common.device_name(np),
         "versions": {"numpy": np.__version__, "tinyadv": tinyadv.__version__},
     }
     path = options.out / "results" / "thresholds-mnist.json"

@@ -87,7 +87,8 @@ def renewed(text: str) -> str:
 def rows(header: list[str], body: list[list]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines).replace("|  |", "| |")
+    text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return re.sub(r"\|  (?=\|)", "| ", text)
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -48,7 +48,6 @@ computes another function, so it is refused until it has a rule, too:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -271,12 +270,8 @@ def worst_logits(model: layers.Module, low, high, y: Array, outward: bool = True
     ValueError
         If the network does not return logits (N, K), or sums in float16 are too long for a proof.
     """
-    work = partial(_worst, model, outward)
+    work = lambda low, high, y: _gaps(model, outward, low, high, y)[0]
     return by_examples(work, low, high, y) if may_cut(model) else work(low, high, y)
-
-
-def _worst(model, outward, low, high, y):
-    return _gaps(model, outward, low, high, y)[0]
 
 
 def _gaps(model, outward, low, high, y):
