@@ -3,7 +3,7 @@
     python lessons/experiments/thresholds.py
 
 attacks all 10,000 test images of MNIST, as lesson 12 explains, and writes
-``lessons/results/thresholds-mnist.json``. It takes a quarter of an hour on two cores, for the
+``lessons/results/thresholds-mnist.json``. It takes some five minutes on two cores, for the
 ensemble whose weights are in ``lessons/weights`` and for its first member alone.
 """
 
