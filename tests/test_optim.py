@@ -480,8 +480,8 @@ def test_a_rate_that_is_set_later_is_checked_as_well(lr):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"momentum": 1.0}, "expected 0 ≤ momentum < 1, got 1.0"),
-        ({"momentum": -0.1}, "expected 0 ≤ momentum < 1"),
+        ({"momentum": 1.0}, "momentum must be ≥ 0 and < 1, got 1.0"),
+        ({"momentum": -0.1}, "momentum must be ≥ 0 and < 1"),
         ({"nesterov": True}, "needs a momentum above 0"),
     ],
 )
@@ -494,7 +494,7 @@ def test_momentum_errors(options, message):
 def test_ranges_of_running_means(kind, name):
     kind(parameters(), **{name: 0.0})
     for value in (-0.1, 1.0, np.nan, np.inf, "a", None):
-        with pytest.raises(ValueError, match=f"expected 0 ≤ {name} < 1, got {value!r}"):
+        with pytest.raises(ValueError, match=f"{name} must be ≥ 0 and < 1, got {value!r}"):
             kind(parameters(), **{name: value})
     for value in (0, -1e-8, np.nan, np.inf, "a", None):
         with pytest.raises(ValueError, match=f"epsilon must be .*> 0, got {value!r}"):

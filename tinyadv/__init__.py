@@ -14,7 +14,7 @@ evaluate         how good the network is, on clean images and under attack
 balls            the perturbations that an attack may choose from
 attacks          adversarial examples: images that look the same to us and are misclassified
 verify           what no perturbation can do: proofs instead of attacks
-defenses         what is plugged into the training loop to make a network robust
+defenses         arguments of the training loop that make a network robust
 checks           is it robust, or is its gradient masked?
 broken_defenses  defences that hide the gradient, and the attacks adapted to them
 viz              grids of images, perturbations, loss landscapes (not imported from here)
@@ -49,37 +49,11 @@ from tinyadv.tensor import Tensor, defvjp, grad, primitive, value_and_grad
 from tinyadv.train import fit
 
 __all__ = [
-    "Tensor",
-    "array_module",
-    "attacks",
-    "backend",
-    "balls",
-    "broken_defenses",
-    "check_grads",
-    "checkpoint",
-    "checks",
-    "conv",
-    "data",
-    "defenses",
-    "defvjp",
-    "evaluate",
-    "fit",
-    "get_backend",
-    "grad",
-    "hvp",
-    "inputs",
-    "jvp",
-    "layers",
-    "losses",
-    "models",
-    "ops",
-    "optim",
-    "parallel",
-    "primitive",
-    "to_numpy",
-    "value_and_grad",
-    "verify",
-]
+    "Tensor", "array_module", "attacks", "backend", "balls", "broken_defenses", "check_grads",
+    "checkpoint", "checks", "conv", "data", "defenses", "defvjp", "evaluate", "fit", "get_backend",
+    "grad", "hvp", "inputs", "jvp", "layers", "losses", "models", "ops", "optim", "parallel",
+    "primitive", "to_numpy", "value_and_grad", "verify",
+]  # fmt: skip
 
 backend.keep_freed_memory()
 

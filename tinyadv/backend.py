@@ -51,7 +51,7 @@ def get_backend(name: str) -> ModuleType:
             f"the cupy backend needs CuPy ({error}): install it with "
             "pip install 'cupy-cuda13x[ctk]' (cuda12x for CUDA 12), or use --backend numpy"
         ) from None
-    # `import cupy` succeeds on a machine with no GPU; only this queries the driver.
+    # ``import cupy`` succeeds on a machine with no GPU; only this queries the driver.
     if not cupy.cuda.is_available():
         raise BackendError(
             "CuPy is installed but finds no CUDA device here: "

@@ -110,6 +110,11 @@ def narrowed(a: Array, dtype: np.dtype, towards: Array | float = 0) -> Array:
     return xp.where(too_far, xp.nextafter(near, towards), near)
 
 
+def per_example(a: Array, x: Array) -> Array:
+    """A number for each example, shaped to broadcast with images: (N,) -> (N, 1, …, 1)."""
+    return a.reshape((-1,) + (1,) * (x.ndim - 1))
+
+
 def _rows(delta):  # (N, …) -> (N, D)
     return wide(delta).reshape(len(delta), math.prod(delta.shape[1:]))
 
@@ -187,7 +192,7 @@ class L2(Ball):
         xp = array_module(delta)
         inside = _limited(xp, delta, low, high)
         size, room = abs(_rows(delta)), _room(xp, delta, low, high)
-        # s at which each number meets its limit; what is zero never does.
+        # s at which each number meets its limit; a zero never does.
         meets = xp.where(size > 0, room / xp.maximum(size, 1e-30), xp.inf)
         order = xp.argsort(meets, axis=1)
         meets, size, room = (xp.take_along_axis(a, order, axis=1) for a in (meets, size, room))
@@ -199,7 +204,7 @@ class L2(Ball):
         s = xp.sqrt(xp.maximum(self.epsilon**2 - met, 0) / _positive(xp, free))
         k = (s > meets).sum(1)  # numbers that meet their limit before the length is ε
         s = _at(xp, s, xp.minimum(k, size.shape[1] - 1))
-        shrunk = _limited(xp, delta * _like(s, delta), low, high)
+        shrunk = _limited(xp, delta * per_example(s, delta), low, high)
         return _keep_inside(xp, self, inside, shrunk)
 
 
@@ -282,11 +287,6 @@ class L1(Ball):
         return _keep_inside(xp, self, inside, shrunk)
 
 
-def _like(each, delta):
-    """A number for each example, to go with all its pixels: (N,) or (N, 1) -> (N, 1, …, 1)."""
-    return each.reshape((len(delta),) + (1,) * (delta.ndim - 1))
-
-
 def _positive(xp, a):
     """``a`` with ones instead of zeros, to divide by."""
     return xp.where(a > 0, a, 1)
@@ -294,7 +294,7 @@ def _positive(xp, a):
 
 def _keep_inside(xp, ball: Ball, inside, shrunk):
     """Points that limits alone bring into the ball as they are, the others shrunk."""
-    fits = _like(ball.norm(inside) <= ball.epsilon, inside)
+    fits = per_example(ball.norm(inside) <= ball.epsilon, inside)
     return xp.where(fits, inside, narrowed(shrunk, inside.dtype))
 
 

@@ -28,15 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from tinyadv import inputs, ops
+from tinyadv.attacks import shared
 from tinyadv.attacks.gradient import pgd
-from tinyadv.attacks.shared import (
-    bar,
-    input_gradient,
-    is_fooled,
-    per_example,
-    ranked_others,
-    rounding,
-)
+from tinyadv.attacks.shared import input_gradient, is_fooled, per_example
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
 from tinyadv.data import Dataset
@@ -131,15 +125,9 @@ class Distillation:
 
 
 def distill(
-    build: Callable,
-    data: Dataset,
-    optimizer: Callable,
-    epochs: int,
-    *,
-    temperature: float = 100.0,
-    checkpoint: str | os.PathLike | None = None,
-    **options,
-) -> tuple:
+    build: Callable, data: Dataset, optimizer: Callable, epochs: int, *,
+    temperature: float = 100.0, checkpoint: str | os.PathLike | None = None, **options,
+) -> tuple:  # fmt: skip
     """Train a teacher at temperature T, and a student of the same architecture on its soft labels.
 
     Parameters
@@ -193,18 +181,13 @@ def without_gradient(squeeze: Callable) -> Callable:
         The same for arrays and tensors, (N, …) -> (N, …).
     """
 
-    @primitive
-    def staircase(x):
-        return squeeze(x)
-
-    defvjp(staircase, lambda g, y, x: 0 * g)
-    return staircase
+    return straight_through(squeeze, slope=0)
 
 
 def straight_through(squeeze: Callable, slope: float = 1.0) -> Callable:
     """The squeezer in the forward pass, a constant slope in the backward pass: BPDA.
 
-    A squeezer returns approximately its input, so its gradient is approximated by the gradient of
+    A squeezer approximately returns its input, so its gradient is approximated by the gradient of
     the identity. Athalye et al. (2018), "Obfuscated gradients give a false sense of security",
     section 4.1 (backward pass differentiable approximation).
 
@@ -213,7 +196,7 @@ def straight_through(squeeze: Callable, slope: float = 1.0) -> Callable:
     squeeze : function
         As for :func:`without_gradient`; also one that :func:`bit_depth` or :func:`median` made.
     slope : float
-        By default that of the identity.
+        By default 1, the slope of the identity.
 
     Returns
     -------
@@ -252,7 +235,7 @@ def median(size: int = 2) -> Callable:
 
     Xu et al. (2018), section III.B; they took 2 × 2 for MNIST. The image is mirrored at its edges.
     If the number of pixels is even, the median is the upper one of the two in the middle. The
-    result is the one of ``scipy.ndimage.median_filter(x, (1, 1, size, size))``, on either backend.
+    result equals ``scipy.ndimage.median_filter(x, (1, 1, size, size))``, on either backend.
     A median does have a gradient, which is 1 for the pixel that it selects; the filter in the
     paper does not provide it, and neither does this one.
 
@@ -266,8 +249,7 @@ def median(size: int = 2) -> Callable:
     def smooth(x):  # (N, C, H, W) -> (N, C, H, W)
         if x.ndim != 4 or min(x.shape[2:]) < size:
             raise ValueError(
-                f"a median of {size} × {size} needs images (N, C, H, W) at least as large, "
-                f"got shape {x.shape}"
+                f"a median of {size} × {size} needs larger images (N, C, H, W), got {x.shape}"
             )
         xp = array_module(x)
         rows, columns = (_mirrored(length, size) for length in x.shape[2:])
@@ -373,17 +355,10 @@ class Detector:
 
 
 def evade(
-    detector: Detector,
-    x: Array,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    step_size: float | None = None,
-    steps: int = 40,
-    targets: int = 3,
-    rng: np.random.Generator | int = 0,
-    progress: bool = False,
-) -> Array:
+    detector: Detector, x: Array, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), step_size: float | None = None, steps: int = 40, targets: int = 3,
+    rng: np.random.Generator | int = 0, progress: bool = False,
+) -> Array:  # fmt: skip
     """An adaptive attack on a detector: the model should predict one wrong class in all its views.
 
     The detector compares the probabilities of an image with those of its squeezed versions. PGD
@@ -409,8 +384,8 @@ def evade(
     inputs.check_counts(targets=targets)
     model, squeezers = detector.model, [straight_through(s) for s in detector.squeezers.values()]
     (x, y, _), logits = inputs.checked_logits(model, x, y)
-    xp, rng = array_module(x), np.random.default_rng(rng)
-    classes, others = logits.shape[1], ranked_others(logits, y)[:, :targets]  # (N, targets)
+    rng = np.random.default_rng(rng)
+    classes, others = logits.shape[1], shared.ranked_others(logits, y)[:, :targets]  # (N, targets)
 
     def views(model, x):  # (n, …) -> (n, (1 + S) K)
         return ops.concatenate([model(x), *(model(squeeze(x)) for squeeze in squeezers)], axis=1)
@@ -419,19 +394,15 @@ def evade(
         parts = [logits[:, i : i + classes] for i in range(0, logits.shape[1], classes)]
         return sum(cross_entropy(z, labels, reduction) for z in parts) / len(parts)
 
-    found, rank = x, xp.full(y.shape, -1)
+    best = None
     for j in range(others.shape[1]):
         x_adv = pgd(
             Wrapped(model, views), inputs.Checked(x, y, others[:, j]), ball=ball, steps=steps,
             step_size=step_size, loss=mean_loss, rng=rng, progress=progress,
         )  # fmt: skip
         wrong = is_fooled(inputs.all_logits(model, x_adv), y)
-        unnoticed = ~detector.refuses(x_adv)
-        now = xp.where(wrong, 1 + unnoticed, 0)  # 1: misclassified, 2: also not rejected
-        better = now > rank
-        found = xp.where(per_example(better, x), x_adv, found)
-        rank = xp.where(better, now, rank)
-    return found
+        best = shared.worse(best, (x_adv, wrong, wrong & ~detector.refuses(x_adv)))
+    return x if best is None else best[0]
 
 
 # ------------------------------------------------------------------------------------ thresholds
@@ -462,8 +433,8 @@ def live_range(front: Callable) -> tuple[float, float, float]:
     response = to_numpy(value_of(front(xp.asarray(grey.reshape(-1, 1, 1, 1))))).ravel()
     if response.shape != grey.shape:
         raise ValueError(
-            f"the layers in front must map a grey pixel to a grey pixel, but of {grey.size} "
-            f"pixels they made {response.size}: how many layers are the thresholds?"
+            f"the front must map a grey pixel to a grey pixel, but it made {response.size} of "
+            f"{grey.size}: how many layers are the thresholds?"
         )
     changes = np.flatnonzero(np.diff(response))
     if not len(changes):
@@ -474,19 +445,10 @@ def live_range(front: Callable) -> tuple[float, float, float]:
 
 
 def cross_thresholds(
-    model: Module,
-    x: Array,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    front: int = 4,
-    steps: int = 60,
-    starts: int = 20,
-    hops: int = 20,
-    queries: int = 40,
-    rng: np.random.Generator | int = 0,
-    progress: bool = False,
-) -> Array:
+    model: Module, x: Array, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), front: int = 4, steps: int = 60, starts: int = 20, hops: int = 20,
+    queries: int = 40, rng: np.random.Generator | int = 0, progress: bool = False,
+) -> Array:  # fmt: skip
     """An adaptive attack on networks behind thresholds (:func:`tinyadv.models.threshold_layers`).
 
     A threshold is flat below and above its slope: a pixel there has no gradient, and PGD's steps
@@ -520,7 +482,7 @@ def cross_thresholds(
     Raises
     ------
     TypeError
-        If the model is not such a network, or the ball not in L∞.
+        If the model is not such a network, or the ball is not in L∞.
     ValueError
         If the first layers have no thresholds, or an argument is out of range.
     """
@@ -534,7 +496,7 @@ def cross_thresholds(
     for member in members:
         if type(member).__call__ is not Sequential.__call__ or len(member) <= front:
             raise TypeError(
-                f"expected a Sequential that begins with {front} layers of thresholds, or the "
+                f"expected a Sequential that begins with {front} layers of thresholds, or an "
                 f"Average of such networks, got {type(member).__name__}"
             )
     x, y, _ = inputs.checked(model, x, y)
@@ -549,7 +511,7 @@ def cross_thresholds(
     low, high = (xp.clip(xp.full_like(x, end), bottom, top) for end in (min(lows), max(highs)))
     best, lead = x.copy(), _lead(inputs.all_logits(wired, x), y)
 
-    with bar(progress, starts + hops, "thresholds") as counter:
+    with shared.bar(progress, starts + hops, "thresholds") as counter:
         for run in range(starts + hops):
             left = np.flatnonzero(to_numpy(lead <= 0))
             if not len(left):
@@ -584,12 +546,12 @@ def _start(hop, best, low, high, rng):
 
 
 def _lead(logits, y):
-    """The margin of each example, less what rounding alone may explain: above 0 it is fooled."""
-    return margin(logits, y, "none") - rounding(logits)
+    """The margin of each example, less what rounding may explain: above 0 the attack succeeds."""
+    return margin(logits, y, "none") - shared.rounding(logits)
 
 
 def _better(old, new):
-    """Of two points with their leads the one with the larger lead, for each example."""
+    """For each example, the point with the larger lead, and that lead."""
     (x, lead), (x_new, lead_new) = old, new
     xp, better = array_module(x), lead_new > lead
     return xp.where(per_example(better, x), x_new, x), xp.where(better, lead_new, lead)

@@ -3,7 +3,7 @@
     save_weights, load_weights    the parameters of a network
     TrainingState                 everything that a resumed training needs to continue
     save_state, load_state        any nested dictionary of arrays and numbers
-    check_like                    whether a state is what its owner can continue from
+    check_like                    whether its owner can continue from a state
     replacing, check_writable     a file that is written completely or not at all
 
 A state is checked as a whole before anything takes over a part of it.
@@ -59,7 +59,7 @@ def save_state(path: str | os.PathLike, state: dict) -> None:
     arrays: dict[str, np.ndarray] = {}
 
     def split(part: dict, prefix: str) -> dict:
-        """Move the arrays out of ``part``, and return what is left for JSON."""
+        """Move the arrays out of ``part``, and return the rest, which goes into the JSON."""
         rest = {}
         for key, value in part.items():
             if not isinstance(key, str) or "/" in key or not key.isprintable():
@@ -147,9 +147,7 @@ def load_state(path: str | os.PathLike) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}: check the path, or save it") from None
     except Exception as error:  # damaged files make NumPy and zipfile raise a dozen kinds
-        raise CheckpointError(
-            f"{path} is not an intact .npz file ({error}): delete it and write it again"
-        ) from error
+        raise CheckpointError(f"{path} is not an intact .npz file ({error}): delete it") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} was not written by tinyadv: give another path")
     for name, array in arrays.items():
@@ -205,22 +203,22 @@ def check_like(state, own, name: str, equal: Collection[str] = ()) -> None:
     Parameters
     ----------
     state
-        What a file holds.
+        The content of a file.
     own
-        What would be saved now. Dictionaries need the same fields, arrays the same shape and
-        numbers of the same kind. Floats must be finite, also after a conversion to the dtype of
-        their counterpart. Anything may stand for None, and any dictionary for an empty one; what
-        lists hold is left to the caller.
+        The state that would be saved now. Dictionaries need the same fields, arrays the same shape
+        and numbers of the same kind. Floats must be finite, also after a conversion to the dtype of
+        their counterpart. None allows anything, and an empty dictionary any dictionary; the caller
+        checks the items of lists.
     name : str
         What the error calls the state.
     equal : collection of str
-        The fields of ``state`` that must have the same content as those of ``own``.
+        The fields that must have the same content in ``state`` and in ``own``.
     """
     if isinstance(own, np.ndarray):
         text = f"an array {own.shape} of finite {own.dtype} numbers"
         fits = isinstance(state, np.ndarray) and state.shape == own.shape
+        fits = fits and state.dtype.kind == own.dtype.kind
         with np.errstate(over="ignore"):
-            fits = fits and state.dtype.kind == own.dtype.kind
             fits = fits and bool(np.isfinite(state.astype(own.dtype)).all())
     else:
         kinds = (KINDS[kind] for kind in KINDS if isinstance(own, kind))
@@ -238,10 +236,8 @@ def check_like(state, own, name: str, equal: Collection[str] = ()) -> None:
         if key not in equal:
             check_like(state[key], part, f"{name}.{key}")
         elif not _same(part, state[key]):
-            raise ValueError(
-                f"{name} was saved with {key} = {state[key]!s:.200}, this one has {key} = "
-                f"{part!s:.200}: use the same, or another checkpoint"
-            )
+            saved, now = f"{key} = {state[key]!s:.200}", f"{key} = {part!s:.200}"
+            raise ValueError(f"{name} was saved with {saved}, this one has {now}: use the same")
 
 
 def _same(a, b) -> bool:
@@ -301,7 +297,7 @@ PLACE = ("epoch", "step", "order", "sums", "seconds")
 
 
 class TrainingState:
-    """Where a training run stands: everything that changes while it goes on.
+    """The state of a training run: everything that changes while it goes on.
 
     Parameters
     ----------
@@ -484,10 +480,7 @@ class TrainingState:
 def _convert(state: dict, own: dict) -> None:
     """Bring a state of format 1, which has two sums with names of their own, into today's form."""
     if state["settings"].pop("replays", 1) != 1:
-        raise ValueError(
-            "it was written with Free by an earlier version, which counted steps differently: "
-            "delete it and start again"
-        )
+        raise ValueError("an earlier version wrote it with Free, with other steps: delete it")
     state["settings"].setdefault("trained", None)
     check_like(state.get("step"), 0, "state.step")
     examples = min(state["step"] * own["batch_size"], own["examples"])

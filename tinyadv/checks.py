@@ -6,7 +6,7 @@ symptoms gives such a defense away:
 
     no gradient      the model is not a chain of differentiable operations
     zero gradients   the loss is flat, exactly or almost, at the images
-    random answers   the same image gets other logits when it is queried again
+    random answers   the same image gets other logits when the model is queried again
     probabilities    the model ends in a softmax, behind which gradients vanish
     more steps       a longer attack finds less than a shorter one
     larger ε         an attack in a larger ball finds less than one in a smaller ball
@@ -130,7 +130,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Case:
-    """What the checks look at, and the attack that the other attacks are compared with.
+    """The images of the checks, and the attack that the other attacks are compared with.
 
     A check accepts it instead of ``x``. It then takes the settings of the attack from it as well,
     and checks nothing again.
@@ -169,16 +169,10 @@ class Case:
 
 
 def the_case(
-    model: Callable,
-    x: Array | Case,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    steps: int = 40,
-    loss: Callable = cross_entropy,
-    rng: np.random.Generator | int = 0,
-    direct: Array | None = None,
-) -> Case:
+    model: Callable, x: Array | Case, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), steps: int = 40, loss: Callable = cross_entropy,
+    rng: np.random.Generator | int = 0, direct: Array | None = None,
+) -> Case:  # fmt: skip
     """The correctly classified images, and the attack that the others are compared with.
 
     Parameters
@@ -200,15 +194,13 @@ def the_case(
     correct = np.flatnonzero(to_numpy(logits.argmax(1) == y))
     if not len(correct):
         raise ValueError(
-            f"the model classifies none of the {len(x)} images correctly, so there is nothing to "
-            "attack: check that the labels belong to the images, and that the model is trained"
+            f"the model classifies none of the {len(x)} images correctly: check that the labels "
+            "belong to the images, and that the model is trained"
         )
     if direct is not None and (type(direct) is not type(x) or direct.shape != x.shape):
         kind = type(direct)
-        raise ValueError(
-            f"direct must be the result of an attack on all images, {x.shape}, as x is; "
-            f"got {getattr(direct, 'shape', '')} of {kind.__module__}.{kind.__name__}"
-        )
+        got = f"{getattr(direct, 'shape', '')} of {kind.__module__}.{kind.__name__}"
+        raise ValueError(f"direct must be the result of an attack on x, {x.shape}, got {got}")
     correct = array_module(x).asarray(correct)
     x, y = x[correct], y[correct]
     # The logits of a model that looks at the whole batch depend on the images beside them.
@@ -221,17 +213,10 @@ def the_case(
 
 
 def masking(
-    model: Callable,
-    x: Array,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    sources: Callable | Sequence[Callable] = (),
-    steps: int = 40,
-    queries: int = 500,
-    loss: Callable = cross_entropy,
-    rng: np.random.Generator | int = 0,
-) -> Report:
+    model: Callable, x: Array, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), sources: Callable | Sequence[Callable] = (), steps: int = 40,
+    queries: int = 500, loss: Callable = cross_entropy, rng: np.random.Generator | int = 0,
+) -> Report:  # fmt: skip
     """All checks of this module, in one report.
 
     Parameters
@@ -253,7 +238,7 @@ def masking(
     queries : int
         Queries of the Square Attack, for each image.
     loss : callable
-        The loss that PGD raises. Take the one of the attack whose result you want to check.
+        The loss that PGD raises: take the loss of the attack whose result you want to check.
     rng : numpy.random.Generator or int
 
     Returns
@@ -283,7 +268,7 @@ def masking(
         raise ValueError("masking needs a finite ε, the one at which robustness is claimed")
     inputs.check_counts(steps=steps, queries=queries)
     sources = [sources] if callable(sources) else list(sources)
-    with inputs.quiet():  # the checks look at what the attacks would warn of
+    with inputs.quiet():  # the checks cover what the attacks would warn of
         case = the_case(model, x, y, ball=ball, steps=steps, loss=loss, rng=rng)
         first = zero_gradients(model, case)
         findings = [first, random_answers(model, case), probabilities(model, case)]
@@ -336,7 +321,7 @@ def zero_gradients(
     with pieces(model, x) as how:
         size = to_numpy(by_examples(largest, x, y, **how)).astype(float)
     zero, tiny, broken = (
-        int(count.sum()) for count in (size == 0, (size > 0) & (size < TINY), ~np.isfinite(size))
+        int(each.sum()) for each in (size == 0, (size > 0) & (size < TINY), ~np.isfinite(size))
     )
     if broken:
         measured = f"NaN or infinite for {broken} of {n} images"
@@ -410,7 +395,7 @@ def more_steps(model: Callable, x: Array, y: Array | None = None, **attack) -> F
 
 
 def larger_epsilon(model: Callable, x: Array, y: Array | None = None, **attack) -> Finding:
-    """Whether PGD finds more in a ball of half the radius, or less in one of twice the radius.
+    """Whether PGD finds more in a ball of half the radius, or less in a ball of twice the radius.
 
     Parameters as for :func:`more_steps`.
     """
@@ -427,14 +412,9 @@ def larger_epsilon(model: Callable, x: Array, y: Array | None = None, **attack) 
 
 
 def unbounded(
-    model: Callable,
-    x: Array,
-    y: Array | None = None,
-    *,
-    steps: int = 40,
-    loss: Callable = cross_entropy,
-    rng: np.random.Generator | int = 0,
-) -> Finding:
+    model: Callable, x: Array, y: Array | None = None, *,
+    steps: int = 40, loss: Callable = cross_entropy, rng: np.random.Generator | int = 0,
+) -> Finding:  # fmt: skip
     """Whether more images than guessing would explain survive PGD that may change every pixel.
 
     In ``Linf(1)``, from x. Without a constraint the attack should always succeed; it is an alarm
@@ -471,7 +451,7 @@ def black_box(
     case = the_case(model, x, y, **attack)
     ball, rng = case.attack["ball"], case.attack["rng"]
     if case.examples.x.ndim != 4 or not isinstance(ball, Linf | L2):
-        reason = "the Square Attack is for images (N, C, H, W), in Linf and L2"
+        reason = "the Square Attack needs images (N, C, H, W), and Linf or L2"
         return Finding("black box", "–", None, reason)
     full = case.fooled
     x_adv = square(model, case.examples, ball=ball, queries=queries, rng=rng)
@@ -481,13 +461,9 @@ def black_box(
 
 
 def transferred(
-    model: Callable,
-    x: Array,
-    y: Array | None = None,
-    *,
-    sources: Callable | Sequence[Callable],
-    **attack,
-) -> Finding:
+    model: Callable, x: Array, y: Array | None = None, *,
+    sources: Callable | Sequence[Callable], **attack,
+) -> Finding:  # fmt: skip
     """Whether adversarial examples of other networks fool this one more often than its own.
 
     Parameters
@@ -500,7 +476,7 @@ def transferred(
     case = the_case(model, x, y, **attack)
     full = case.fooled
 
-    def on_source(source, x, y, **settings):  # of a source only the number of classes is unknown
+    def on_source(source, x, y, **settings):  # everything but its number of classes is checked
         inputs.check_labels(y, x, inputs.all_logits(source, x).shape[-1])
         return pgd(source, inputs.Checked(x, y), **settings)
 
@@ -513,9 +489,8 @@ def transferred(
 # ----------------------------------------------------------------------------------- explanations
 
 NO_GRADIENT = (
-    "the model returns no Tensor when it is given one, so no attack can use a gradient. Write it "
-    "with tinyadv.ops, or replace the part that has no gradient by a differentiable approximation "
-    "in the backward pass (BPDA, broken_defenses.straight_through)."
+    "the model returns no Tensor when it is given one, so it has no gradient. Write it with "
+    "tinyadv.ops, or approximate the gradient of a part (BPDA, broken_defenses.straight_through)."
 )
 NOT_FINITE = (
     "no attack can follow such a gradient. Look for a division by zero, or a logarithm or a root "
@@ -523,37 +498,32 @@ NOT_FINITE = (
 )
 ZERO = (
     "an attack that follows a gradient of zero does not move. If the softmax is saturated, attack "
-    "the logits (margin or DLR loss), or divide them by a number. If the model rounds or "
-    "quantises, let the gradient pass straight through (BPDA, broken_defenses.straight_through)."
+    "the logits (margin or DLR loss), or divide them by a number. If the model rounds, let the "
+    "gradient pass straight through (BPDA, broken_defenses.straight_through)."
 )
 RANDOM = (
-    "an attack sees another network at each step, and an image that fools the model once need not "
-    "do so again. Take the gradient of a mean over many draws (EOT), and count an image as robust "
-    "only if it is classified correctly in each of many draws."
+    "an attack sees another network at each step. Take the gradient of a mean over many draws "
+    "(EOT), and count an image as robust only if it is classified correctly in each of many draws."
 )
 SOFTMAX = (
     "the model ends in a softmax, and a loss that applies a softmax again is almost flat where the "
     "network is confident. Remove the softmax and attack the logits."
 )
 STEPS = (
-    "a longer attack should find at least as much. The gradient changes from one point to the next "
-    "and misleads it, as it may after training with single steps: take its mean over noise (EOT), "
-    "smaller steps, or a differentiable approximation (BPDA)."
+    "a longer attack should find at least as much. The gradient misleads it, as it may after "
+    "training with single steps: take its mean over noise (EOT), smaller steps, or BPDA."
 )
 EPSILON = (
-    "the larger ball contains the smaller one, so the attack in it should find at least as much. "
-    "Check the step size, and try more steps and restarts, another loss (margin, DLR), or a "
-    "differentiable approximation (BPDA)."
+    "an attack in a larger ball should find at least as much. Check the step size, and try more "
+    "steps and restarts, another loss (margin, DLR), or an approximate gradient (BPDA)."
 )
 UNBOUNDED = (
-    "any image can become one of another class, so it is the attack that fails. Before you trust "
-    "its result at a smaller ε, attack the logits (margin or DLR loss), take more steps, or let "
-    "the gradient pass straight through the parts that have none (BPDA)."
+    "any image can become one of another class, so it is the attack that fails. Attack the logits "
+    "(margin or DLR loss), take more steps, or approximate the gradient (BPDA)."
 )
 BLACK_BOX = (
-    "a query-only attack has less information than one with gradients. The gradient is masked, or "
-    "the attack is badly configured: try the margin or the DLR loss, BPDA, more steps and "
-    "restarts, and attacks.auto_attack."
+    "queries alone give less information than gradients, so the gradient is masked or the attack "
+    "is weak: try the margin or the DLR loss, BPDA, more steps and restarts, and auto_attack."
 )
 TRANSFER = (
     "adversarial examples of other networks should work less well than its own. The gradient of "

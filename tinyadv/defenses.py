@@ -33,7 +33,7 @@ from numbers import Real
 
 import numpy as np
 
-from tinyadv import ops
+from tinyadv import inputs, ops
 from tinyadv.attacks.gradient import climb, pgd
 from tinyadv.attacks.shared import pieces, step_or_default
 from tinyadv.attacks.spatial import spatial_random
@@ -41,17 +41,6 @@ from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
 from tinyadv.checkpoint import check_like, check_random_state, is_json_number
 from tinyadv.evaluate import accuracy
-from tinyadv.inputs import (
-    Checked,
-    check_ball,
-    check_choice,
-    check_counts,
-    check_numbers,
-    check_shares,
-    checked,
-    frozen,
-    warn,
-)
 from tinyadv.losses import cross_entropy, soft_cross_entropy
 from tinyadv.parallel import by_examples
 from tinyadv.tensor import Array, Tensor, grad
@@ -96,10 +85,11 @@ class Defense:
     """
 
     def __init__(
-        self, *, ball=None, steps=1, step_size=None, warm_up=0.0, loss=cross_entropy, rng=0
-    ):
-        check_numbers(warm_up=warm_up)
-        check_counts(steps=steps)
+        self, *, ball: Ball | None = None, steps: int = 1, step_size: float | None = None,
+        warm_up: float = 0.0, loss: Callable = cross_entropy, rng: np.random.Generator | int = 0,
+    ):  # fmt: skip
+        inputs.check_numbers(warm_up=warm_up)
+        inputs.check_counts(steps=steps)
         self.ball, self.steps, self.loss, self.warm_up = ball, steps, loss, warm_up
         self.step_size = None if ball is None else step_or_default(step_size, ball, steps)
         self.rng, self.share, self.looked = np.random.default_rng(rng), 1.0, False
@@ -113,14 +103,14 @@ class Defense:
         return {"rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a state, or raise ValueError if it is not one of such a defence."""
+        """Continue from a state; ValueError if it does not belong to such a defence."""
         self.check_state(state)
         self.rng.bit_generator.state = state["rng"]
 
     def check_state(self, state: dict) -> None:
-        """Raise ValueError unless the state could be one of such a defence."""
+        """Raise ValueError unless the state could belong to such a defence."""
         name, own = type(self).__name__, self.state_dict()
-        # What lies deeper is checked by the object that it belongs to.
+        # Each object checks the dictionaries that belong to it.
         own = {key: {} if isinstance(part, dict) else part for key, part in own.items()}
         check_like(state, own, name)
         check_random_state(state["rng"], self.rng, f"{name}.rng")
@@ -129,24 +119,21 @@ class Defense:
         epsilon = self.share * self.ball.epsilon if self.share else 0.0
         return dataclasses.replace(self.ball, epsilon=epsilon)
 
-    def _climb(self, model, x, y, start, steps=None, step_size=None) -> Array:
-        """x′ by PGD from x + start, with the steps of this defence or with others."""
-        if steps is None:
-            steps, step_size = self.steps, self.step_size
-        run = partial(
-            climb, frozen(model), ball=self._scaled_ball(), step_size=self.share * step_size,
-            steps=steps, loss=self.loss,
-        )  # fmt: skip
+    def _climb(self, model, x, y, start, **changes) -> Array:
+        """x′ by PGD from x + start, with the settings of this defence or with others."""
+        how = {"steps": self.steps, "step_size": self.step_size, **changes}
+        how["step_size"] *= self.share
+        run = partial(climb, inputs.frozen(model), ball=self._scaled_ball(), loss=self.loss, **how)
         with pieces(model, x) as how:
             return by_examples(run, x, y, None, start, **how)
 
     def _check_once(self, model, x, y) -> None:
-        """Check the first batch only, because each check makes a GPU wait."""
+        """Check only the first batch, because each check makes a GPU wait."""
         if isinstance(x, Tensor):
             name = type(self).__name__
             raise TypeError(f"{name} needs an array, got a Tensor: do not combine it with Free")
         if not self.looked:
-            checked(model, x, y)
+            inputs.checked(model, x, y)
             self.looked = True
 
 
@@ -178,19 +165,12 @@ class MinMax(Defense):
     """
 
     def __init__(
-        self,
-        ball: Ball = Linf(0.3),
-        *,
-        steps: int = 10,
-        step_size: float | None = None,
-        warm_up: float = 0.0,
-        loss: Callable = cross_entropy,
-        rng: np.random.Generator | int = 0,
-    ):
-        check_ball(ball)
-        super().__init__(
-            ball=ball, steps=steps, step_size=step_size, warm_up=warm_up, loss=loss, rng=rng
-        )
+        self, ball: Ball = Linf(0.3), *, steps: int = 10, step_size: float | None = None,
+        warm_up: float = 0.0, loss: Callable = cross_entropy, rng: np.random.Generator | int = 0,
+    ):  # fmt: skip
+        inputs.check_ball(ball)
+        how = {"step_size": step_size, "warm_up": warm_up, "loss": loss, "rng": rng}
+        super().__init__(ball=ball, steps=steps, **how)
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Array:
         """x′: (N, …) -> (N, …)."""
@@ -230,9 +210,9 @@ class Fast(MinMax):
         A few hundred images (M, …) that are not trained on, and their labels. By default nothing
         is watched.
     every : int
-        Training steps between two looks at them.
+        Training steps between two attacks on them.
     gap : float
-        The accepted difference of the two accuracies, which are between 0 and 1.
+        The accepted difference between the two accuracies, which are from 0 to 1.
     rescue_steps : int
         Steps of PGD while the network overfits.
 
@@ -256,23 +236,16 @@ class Fast(MinMax):
     """
 
     def __init__(
-        self,
-        ball: Ball = Linf(0.3),
-        *,
-        step_size: float | None = None,
-        warm_up: float = 0.0,
-        loss: Callable = cross_entropy,
-        watch: tuple[Array, Array] | None = None,
-        every: int = 100,
-        gap: float = 0.2,
-        rescue_steps: int = 5,
+        self, ball: Ball = Linf(0.3), *, step_size: float | None = None, warm_up: float = 0.0,
+        loss: Callable = cross_entropy, watch: tuple[Array, Array] | None = None,
+        every: int = 100, gap: float = 0.2, rescue_steps: int = 5,
         rng: np.random.Generator | int = 0,
-    ):
+    ):  # fmt: skip
         super().__init__(ball, steps=1, step_size=step_size, warm_up=warm_up, loss=loss, rng=rng)
         if step_size is None:
             self.step_size = 1.25 * ball.epsilon
-        check_counts(every=every, rescue_steps=rescue_steps)
-        check_numbers(gap=gap)
+        inputs.check_counts(every=every, rescue_steps=rescue_steps)
+        inputs.check_numbers(gap=gap)
         if watch is not None:
             if not isinstance(watch, (tuple, list)) or len(watch) != 2:
                 raise TypeError(f"watch must be (images, labels), got {type(watch).__name__}")
@@ -283,7 +256,7 @@ class Fast(MinMax):
         self.step, self.looks, self.overfitted = 0, [], False
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Array:
-        """x′: (N, …) -> (N, …), after a look at the watched images if it is time for one."""
+        """x′: (N, …) -> (N, …); from time to time the watched images are attacked first."""
         self._check_once(model, x, y)
         if self.watch is not None and self.step % self.every == 0:
             self._look(model, array_module(x))
@@ -291,7 +264,8 @@ class Fast(MinMax):
         if not self.overfitted:
             return super().__call__(model, x, y)
         step_size = step_or_default(None, self.ball, self.rescue_steps)
-        return self._climb(model, x, y, self._start(x, self.rng), self.rescue_steps, step_size)
+        start = self._start(x, self.rng)
+        return self._climb(model, x, y, start, steps=self.rescue_steps, step_size=step_size)
 
     def _start(self, x, rng):
         grey = array_module(x).full_like(x, 0.5)  # far from 0 and 1, so the start is not clipped
@@ -310,7 +284,7 @@ class Fast(MinMax):
         self.looks.append((self.step, single, fgsm, full))
         before, self.overfitted = self.overfitted, fgsm - full > self.gap
         if self.overfitted and not before:
-            warn(
+            inputs.warn(
                 f"catastrophic overfitting at step {self.step}: accuracy is {fgsm:.0%} under FGSM "
                 f"and {full:.0%} under PGD. Training continues with {self.rescue_steps} steps of "
                 "PGD until the gap is closed; a smaller step_size or learning rate may prevent it"
@@ -357,8 +331,8 @@ class Free(Defense):
     Raises
     ------
     ValueError
-        If the size of the images differs from that of earlier batches, or if a checkpoint was
-        written with another number of replays.
+        If the images differ in size from those of earlier batches, or if a checkpoint was written
+        with another number of replays.
 
     Notes
     -----
@@ -367,15 +341,11 @@ class Free(Defense):
     """
 
     def __init__(
-        self,
-        ball: Ball = Linf(0.3),
-        *,
-        replays: int = 8,
-        step_size: float | None = None,
+        self, ball: Ball = Linf(0.3), *, replays: int = 8, step_size: float | None = None,
         warm_up: float = 0.0,
-    ):
-        check_ball(ball)
-        check_counts(replays=replays)
+    ):  # fmt: skip
+        inputs.check_ball(ball)
+        inputs.check_counts(replays=replays)
         super().__init__(ball=ball, step_size=step_size, warm_up=warm_up)
         self.replays, self.delta = replays, None
 
@@ -441,22 +411,18 @@ class WorstOfK(Defense):
     """
 
     def __init__(
-        self,
-        k: int = 10,
-        *,
-        max_angle: float = 30.0,
-        max_shift: float = 3.0,
+        self, k: int = 10, *, max_angle: float = 30.0, max_shift: float = 3.0,
         rng: np.random.Generator | int = 0,
-    ):
+    ):  # fmt: skip
         super().__init__(rng=rng)
-        check_counts(k=k)
-        check_numbers(max_angle=max_angle, max_shift=max_shift)
+        inputs.check_counts(k=k)
+        inputs.check_numbers(max_angle=max_angle, max_shift=max_shift)
         self.how = {"k": k, "max_angle": max_angle, "max_shift": max_shift}
 
     def __call__(self, model: Callable, x: Array, y: Array) -> Array:
         """x′: (N, C, H, W) -> (N, C, H, W)."""
         self._check_once(model, x, y)
-        return spatial_random(model, Checked(x, y), **self.how, rng=self.rng)
+        return spatial_random(model, inputs.Checked(x, y), **self.how, rng=self.rng)
 
 
 # ------------------------------------------------------------------------ objective=: other losses
@@ -466,7 +432,7 @@ class Trades(Defense):
     """TRADES: the loss of the clean images, and how far predictions change in the ball.
 
     CE(f(x), y) + β · max over x′ in the ball of KL(p(x) ‖ p(x′)), p = softmax ∘ f. The first term
-    is for accuracy, the second for predictions that do not change, and β trades one for the other.
+    rewards accuracy, the second predictions that do not change, and β trades one for the other.
     Zhang et al. (2019), "Theoretically principled trade-off between robustness and accuracy",
     equation 5 and algorithm 1 (β is 1/λ there).
 
@@ -484,23 +450,15 @@ class Trades(Defense):
     """
 
     def __init__(
-        self,
-        ball: Ball = Linf(0.3),
-        *,
-        beta: float = 1.0,
-        steps: int = 10,
-        step_size: float | None = None,
-        warm_up: float = 0.0,
-        start: float = 0.001,
+        self, ball: Ball = Linf(0.3), *, beta: float = 1.0, steps: int = 10,
+        step_size: float | None = None, warm_up: float = 0.0, start: float = 0.001,
         rng: np.random.Generator | int = 0,
-    ):
-        check_ball(ball)
-        check_numbers(beta=beta, start=start)
+    ):  # fmt: skip
+        inputs.check_ball(ball)
+        inputs.check_numbers(beta=beta, start=start)
         # -Σ p log p(x′) is the divergence plus the entropy of p, which does not depend on x′.
-        super().__init__(
-            ball=ball, steps=steps, step_size=step_size, warm_up=warm_up, loss=soft_cross_entropy,
-            rng=rng,
-        )  # fmt: skip
+        how = {"step_size": step_size, "warm_up": warm_up, "rng": rng}
+        super().__init__(ball=ball, steps=steps, loss=soft_cross_entropy, **how)
         self.beta, self.start = float(beta), float(start)
 
     def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
@@ -548,13 +506,13 @@ class GradientPenalty(Defense):
 
     def __init__(self, weight: float, *, norm: int = 2, warm_up: float = 0.0):
         super().__init__(warm_up=warm_up)
-        check_numbers(weight=weight)
-        check_choice((2, 1), norm=norm)
+        inputs.check_numbers(weight=weight)
+        inputs.check_choice((2, 1), norm=norm)
         self.weight, self.norm = float(weight), norm
 
     def __call__(self, model: Callable, x: Array | Tensor, y: Array) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the logits (N, K)."""
-        if not isinstance(x, Tensor):  # those of Free have been checked
+        if not isinstance(x, Tensor):  # the tensors of Free have been checked
             self._check_once(model, x, y)
         image = x if isinstance(x, Tensor) else Tensor(x)
         logits = model(image)
@@ -598,21 +556,17 @@ class IntervalBound(Defense):
         an interval rule.
     ValueError
         If an argument is out of range, or a checkpoint was written with an attack and there is none
-        now, or the other way round.
+        now, or vice versa.
     """
 
     def __init__(
-        self,
-        epsilon: float = 0.3,
-        *,
-        ramp: tuple[float, float] = (1.0, 10.0),
-        kappa: float = 0.5,
+        self, epsilon: float = 0.3, *, ramp: tuple[float, float] = (1.0, 10.0), kappa: float = 0.5,
         attack: Callable | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
-        check_numbers(epsilon=epsilon)
-        check_shares(kappa=kappa)
-        check_ball(Linf(epsilon))
+        inputs.check_numbers(epsilon=epsilon)
+        inputs.check_shares(kappa=kappa)
+        inputs.check_ball(Linf(epsilon))
         if not isinstance(ramp, (tuple, list)) or len(ramp) != 2:
             raise TypeError(f"ramp must be a pair of epochs (start, end), got {ramp!r}")
         numbers = all(isinstance(epoch, Real) for epoch in ramp)

@@ -12,6 +12,7 @@ decides, see :mod:`tinyadv.attacks.cascade`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -32,12 +33,9 @@ BATCH = 1000  # examples that an attack is given at a time, if the batch may be 
 
 
 def accuracy(
-    model: Callable,
-    x: Array,
-    y: Array,
-    attack: Callable | None = None,
+    model: Callable, x: Array, y: Array, attack: Callable | None = None,
     batch_size: int | None = None,
-) -> float:
+) -> float:  # fmt: skip
     """The share of examples that are classified as ``y``, between 0 and 1.
 
     Parameters
@@ -77,11 +75,7 @@ def accuracy(
         predicted = predict(model, xb, batch_size)
         counts = counts + array_module(x).stack([predicted == yb, predicted < 0]).sum(1)
     correct, without = to_numpy(counts).tolist()  # the only wait for a device
-    if without:
-        inputs.warn(
-            f"the model returned NaN for {without} of {len(x)} examples, which count as "
-            f"misclassified: {inputs.NOT_FINITE}"
-        )
+    inputs.warn_of_nan(without, f"{len(x)} examples")
     return correct / len(x)
 
 
@@ -89,16 +83,10 @@ def accuracy(
 
 
 def robustness(
-    model: Callable,
-    x: Array,
-    y: Array,
-    attacks: Mapping[str, Callable],
-    *,
-    ball: Ball | None = None,
-    batch_size: int | None = None,
-    cascade: bool = False,
+    model: Callable, x: Array, y: Array, attacks: Mapping[str, Callable], *,
+    ball: Ball | None = None, batch_size: int | None = None, cascade: bool = False,
     progress: bool = False,
-) -> Robustness:
+) -> Robustness:  # fmt: skip
     """How many examples survive each of several attacks, and all of them.
 
     An example that is misclassified without attack stays misclassified and is not attacked, so a
@@ -116,7 +104,7 @@ def robustness(
     attacks : dict
         Name → ``attack(model, x, y) -> x_adv``: a function of :mod:`tinyadv.attacks`, with its
         settings bound by ``functools.partial(pgd, ball=Linf(0.1))``, or one of your own. It is
-        given copies, so what it writes into its inputs has no effect.
+        given copies, so writing into its inputs has no effect.
     ball : Ball, optional
         Count a success only if x_adv - x lies in this ball, up to rounding. Needed for attacks
         that look for the smallest perturbation, whatever its size.
@@ -165,47 +153,38 @@ def robustness(
     """
     if not isinstance(attacks, Mapping):
         raise TypeError(
-            "attacks must be a dict, name → attack(model, x, y), such as "
-            f"{{'PGD': functools.partial(pgd, ball=Linf(0.1))}}, got {type(attacks).__name__}"
+            f"attacks must be a dict, such as {{'PGD': pgd}}, got {type(attacks).__name__}"
         )
     if not attacks:
         raise ValueError("attacks must hold at least one attack, got an empty dict")
     if ball is not None:
         inputs.check_ball(ball)
-    x, y, correct = _checked(model, x, y, batch_size)
-    return run_attacks(
-        model, x, y, correct, {name: _as_runs(attack) for name, attack in attacks.items()},
-        ball=ball, batch_size=inputs.size_of_a_batch(model, x, batch_size, BATCH), cascade=cascade,
-        progress=progress,
-    )  # fmt: skip
+    return _run(model, x, y, attacks, batch_size, ball=ball, cascade=cascade, progress=progress)
 
 
-def _checked(model, x, y, batch_size) -> tuple[Array, Array, np.ndarray]:
-    """x, y, and which examples the model classifies correctly: (N,) of bool, on the host."""
+def _run(model, x, y, attacks: Mapping[str, Callable], batch_size, **options) -> Robustness:
+    """Check the arguments, and run each attack on the correctly classified examples."""
     x, y = inputs.as_arrays(x, y)
     (x, y, _), logits = inputs.checked_logits(model, x, y, batch_size)
-    return x, y, to_numpy(logits.argmax(1) == y)
+    correct = to_numpy(logits.argmax(1) == y)
+    size = inputs.size_of_a_batch(model, x, batch_size, BATCH)
+    runs = {name: [partial(_one_run, attack)] for name, attack in attacks.items()}
+    return run_attacks(model, x, y, correct, runs, batch_size=size, **options)
 
 
-def _as_runs(attack: Callable) -> list[Callable]:
-    """An attack as :func:`run_attacks` takes it: one run, which ignores the examples' numbers."""
-    return [lambda model, x, y, index: attack(model, x, y)]
+def _one_run(attack, model, x, y, index):
+    """A run as :func:`run_attacks` takes it; the numbers of the examples do not matter here."""
+    return attack(model, x, y)
 
 
 # ---------------------------------------------------------------------------------- over epsilon
 
 
 def robustness_curve(
-    model: Callable,
-    x: Array,
-    y: Array,
-    attack: Callable[[float], Callable],
-    epsilons: Iterable[float],
-    *,
-    batch_size: int | None = None,
-    cascade: bool = False,
+    model: Callable, x: Array, y: Array, attack: Callable[[float], Callable],
+    epsilons: Iterable[float], *, batch_size: int | None = None, cascade: bool = False,
     progress: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The accuracy under an attack as a function of ε.
 
     Parameters
@@ -248,12 +227,8 @@ def robustness_curve(
     epsilons = np.array(list(epsilons), float)
     if not (epsilons >= 0).all():
         raise ValueError(f"epsilons must be ≥ 0, got {epsilons.tolist()}")
-    x, y, correct = _checked(model, x, y, batch_size)
     names = {e: f"ε = {e}".removesuffix(".0") for e in sorted(epsilons.tolist()) if e > 0}
-    found = run_attacks(
-        model, x, y, correct, {name: _as_runs(attack(e)) for e, name in names.items()},
-        batch_size=inputs.size_of_a_batch(model, x, batch_size, BATCH), cascade=cascade,
-        progress=progress,
-    ).attacks  # fmt: skip
-    accuracies = [found[names[e]].accuracy if e > 0 else correct.mean() for e in epsilons.tolist()]
-    return epsilons, np.array(accuracies, float)
+    attacks = {name: attack(e) for e, name in names.items()}
+    found = _run(model, x, y, attacks, batch_size, cascade=cascade, progress=progress)
+    at = {e: found.attacks[name].accuracy for e, name in names.items()} | {0: found.clean_accuracy}
+    return epsilons, np.array([at[e] for e in epsilons.tolist()], float)

@@ -18,14 +18,10 @@ from tinyadv.tensor import Array, Tensor, checked_list, grad
 
 
 def check_grads(
-    f: Callable,
-    inputs: Sequence[Array],
-    order: int = 2,
-    *,
-    step: float = 1e-5,
-    tolerance: tuple[float, ...] = (1e-6, 1e-4),
+    f: Callable, inputs: Sequence[Array], order: int = 2, *,
+    step: float = 1e-5, tolerance: tuple[float, ...] = (1e-6, 1e-4),
     rng: np.random.Generator | int = 0,
-) -> None:
+) -> None:  # fmt: skip
     """Check the gradients of ``f`` against central finite differences, up to ``order``.
 
     Along a random direction v, with a random cotangent u, the slope of t ↦ uᵀ f(x + t·v) at 0 must
@@ -94,7 +90,7 @@ def check_grads(
     if order > 1:
 
         def gradient(u, *xs):
-            """All gradients in one vector, with a tape: a function of the cotangent, too."""
+            """All gradients in one vector, with a tape; it also depends on the cotangent u."""
             parts = grad(f(*xs), xs, u, create_graph=True)
             return ops.concatenate([ops.reshape(part, (-1,)) for part in parts])
 
@@ -184,10 +180,8 @@ def _output(f: Callable, tensors: list[Tensor]) -> Tensor:
     """f of the tensors, or a TypeError if that is not a tensor."""
     y = f(*tensors)
     if not isinstance(y, Tensor):
-        raise TypeError(
-            f"f must return a Tensor and returned {type(y).__name__}: compute with the tensors "
-            "themselves, by their operators and tinyadv.ops, and not with their .value"
-        )
+        got = type(y).__name__
+        raise TypeError(f"f must return a Tensor and returned {got}: use tinyadv.ops, not .value")
     return y
 
 

@@ -34,7 +34,7 @@ BATCH = 500  # images in one pass of predict and all_logits, if the batch may be
 
 
 class AttackWarning(UserWarning):
-    """The attack runs, but its result may not mean what it seems to mean."""
+    """The attack runs, but its result may be misleading."""
 
 
 _quiet = ContextVar("quiet", default=False)  # of this thread only, unlike a filter of warnings
@@ -43,7 +43,7 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """:func:`warn` says nothing in this context, and in this thread: for code that knows better."""
+    """:func:`warn` is silent in this context and this thread: the code in it needs no warnings."""
     token = _quiet.set(True)
     try:
         yield
@@ -136,17 +136,14 @@ def checked(
 
 
 def _check_same(x: Checked, y, target=None) -> None:
-    """Raise TypeError if there are other labels or targets beside those that ``x`` holds."""
+    """Raise TypeError if other labels or targets are given than those that ``x`` holds."""
     for given, held in ((y, x.y), (target, x.target)):
         if given is not None and given is not held:
-            raise TypeError("give y and target to Checked(x, y, target), and not beside it")
+            raise TypeError("x is Checked: give y and target to it, as Checked(x, y, target)")
 
 
 def checked_logits(
-    model: Callable,
-    x: Array,
-    y: Array | None = None,
-    batch_size: int | None = None,
+    model: Callable, x: Array, y: Array | None = None, batch_size: int | None = None
 ) -> tuple[Checked, Array]:
     """As :func:`checked`, and the logits of all images, which come from a single pass.
 
@@ -194,7 +191,7 @@ def as_arrays(x, y) -> tuple[Array, Array]:
 
 
 def native(a: Array) -> Array:
-    """``a`` in the byte order of this machine; files like those of MNIST have the other one."""
+    """``a`` in the byte order of this machine; some files, such as MNIST's, have the other one."""
     dtype = getattr(a, "dtype", None)
     return a if getattr(dtype, "isnative", True) else a.astype(dtype.newbyteorder("="))
 
@@ -208,8 +205,7 @@ def check_pixels(x, name: str = "x") -> None:
     if kind != "f" or x.dtype.itemsize > 8:
         raise TypeError(
             f"{name} must hold floating-point numbers from 0 to 1, in 64 bits at most, "
-            f"got {x.dtype}: "
-            "convert with x.astype('float32'), and divide by 255 if that is the brightest pixel"
+            f"got {x.dtype}: use x.astype('float32'), and divide by 255 if that is the maximum"
         )
     if x.ndim < 2 or x.size == 0:
         raise ValueError(
@@ -228,8 +224,7 @@ def check_range(x: Array, name: str = "x") -> None:
         # str shows all digits that the dtype has: 1.0000001 is not 1.
         raise ValueError(
             f"{name} must have pixel values from 0 to 1, got values from {low!s} to {high!s}: "
-            "np.clip(x, 0, 1) removes rounding errors; scale images of 0–255, and let the model's "
-            "first layer do any other normalisation"
+            "np.clip(x, 0, 1) removes rounding; scale images of 0–255, and normalise in the model"
         )
 
 
@@ -260,7 +255,7 @@ def check_labels(labels, x, classes: int | None = None, name: str = "y") -> Arra
 
 
 def check_target(target, x, classes: int) -> Array:
-    """A target for each example (N,), a copy, from one for all or one for each of them."""
+    """A target for each example, (N,), as a copy; ``target`` may be a single class for all."""
     target = [target] * len(x) if isinstance(target, (int, np.integer)) else target
     return check_labels(target, x, classes, "target").copy()
 
@@ -293,7 +288,7 @@ def check_logits(logits, n: int) -> int:
     if seem_probabilities(rows):
         warn(
             "the model seems to return probabilities: its outputs are ≥ 0 and add up to 1. Remove "
-            "its softmax, behind which gradients vanish and attacks look weaker than they are"
+            "its softmax: behind it gradients vanish, and attacks seem weaker than they are"
         )
     return rows.shape[1]
 
@@ -318,10 +313,19 @@ def _check_finite(logits: Array) -> np.ndarray:
     wrong = rows[~np.isfinite(rows).all(1)]
     if len(wrong):
         raise ValueError(
-            f"the model returned NaN or infinity for {len(wrong)} of {len(rows)} images, like "
+            f"the model returned NaN or infinity for {len(wrong)} of {len(rows)} images, such as "
             f"{wrong[0]}: {NOT_FINITE}"
         )
     return rows
+
+
+def warn_of_nan(count: int, examples: str) -> None:
+    """Warn if the model has returned NaN for ``count`` of these examples."""
+    if count:
+        warn(
+            f"the model returned NaN for {count} of {examples}, which count as misclassified: "
+            f"{NOT_FINITE}"
+        )
 
 
 def seem_probabilities(logits: Array) -> bool:
@@ -331,7 +335,7 @@ def seem_probabilities(logits: Array) -> bool:
 
 
 def _eps(logits: Array) -> float:
-    """The relative rounding error of their type; that of integers is as good as none."""
+    """The relative rounding error of their dtype; for integers it is negligible."""
     return float(np.finfo(np.result_type(logits.dtype, np.float16)).eps)
 
 
@@ -381,7 +385,7 @@ def predict(model: Callable, x: Array, batch_size: int | None = None) -> Array:
 
     Returns
     -------
-    (N,) int64, on the backend of ``x``; -1, which is no class, where a logit is NaN
+    (N,) int64, on the backend of ``x``; -1, which is not a class, where a logit is NaN
 
     Raises
     ------
@@ -398,7 +402,7 @@ def predict(model: Callable, x: Array, batch_size: int | None = None) -> Array:
 def logits_change(
     model: Callable, x: Array, logits: Array, queries: int = 10
 ) -> tuple[bool, float, float]:
-    """Whether another query changes the logits, by how much, and the size of the largest one.
+    """Whether another query changes the logits, by how much, and the size of the largest logit.
 
     The change is the largest change of a logit, and counts if it is above a thousandth of the
     largest logit, or in float16 a sixtieth, which may be rounding. ``logits`` (N, K) are the
@@ -451,23 +455,24 @@ def check_ball(ball) -> None:
 
 def check_numbers(**numbers) -> None:
     """Raise ValueError unless all of ``numbers`` are finite and 0 or more."""
-    for name, number in numbers.items():
-        if not (is_number(number) and 0 <= number < math.inf):
-            raise ValueError(f"{name} must be a number ≥ 0, got {number!r}")
+    check_each("a number ≥ 0", lambda number: 0 <= number < math.inf, **numbers)
 
 
 def check_positive(**numbers) -> None:
     """Raise ValueError unless all of ``numbers`` are finite and above 0."""
-    for name, number in numbers.items():
-        if not (is_number(number) and 0 < number < math.inf):
-            raise ValueError(f"{name} must be a number > 0, got {number!r}")
+    check_each("a number > 0", lambda number: 0 < number < math.inf, **numbers)
 
 
 def check_shares(**shares) -> None:
     """Raise ValueError unless all of ``shares`` are from 0 to 1."""
-    for name, share in shares.items():
-        if not (is_number(share) and 0 <= share <= 1):
-            raise ValueError(f"{name} must be a share from 0 to 1, got {share!r}")
+    check_each("a share from 0 to 1", lambda share: 0 <= share <= 1, **shares)
+
+
+def check_each(described: str, holds: Callable[[float], bool], /, **numbers) -> None:
+    """Raise ValueError unless all of ``numbers`` are numbers for which ``holds`` is true."""
+    for name, number in numbers.items():
+        if not (is_number(number) and holds(number)):
+            raise ValueError(f"{name} must be {described}, got {number!r}")
 
 
 def check_counts(least: int = 1, **counts) -> None:

@@ -5,7 +5,7 @@ by looking through its attributes in the order of their definition. There is no 
 ``.grad``, nothing to register and nothing to reset.
 
 Names and shapes of parameters are PyTorch's: a state dict made here loads into the same
-``torch.nn.Sequential``, and the other way round.
+``torch.nn.Sequential``, and vice versa.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ def interval_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) 
     An interval of radius r becomes one of radius Σ|w| r, because the contributions of the inputs
     all add up in a bound, while they partly cancel in a value. With E|w| = 2 / fan_in this is 2 r,
     and a ReLU halves it on average. Under other initialisations it grows with √fan_in in each
-    layer. Shi et al. (2021), "Fast certified robust
-    training with short warmup".
+    layer. Shi et al. (2021), "Fast certified robust training with short warmup".
     """
     return rng.standard_normal(shape) * np.sqrt(2 * np.pi) / fan_in
 
@@ -120,7 +119,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} needs a method __call__(self, x)")
 
     def children(self) -> Iterator[tuple[str, object]]:
-        """Names and attributes; those of lists, tuples and dictionaries one by one."""
+        """Names and attributes; the items of lists, tuples and dictionaries one by one."""
         for name, value in vars(self).items():
             yield from _parts(name, value)
 
@@ -139,15 +138,15 @@ class Module:
         yield from _leaves("", self, ())
 
     def parameters(self) -> list[Tensor]:
-        """All parameters, in the order of their definition; one that is used twice, once."""
+        """All parameters, in the order of their definition; each once, even if it is used twice."""
         return list(dict.fromkeys(parameter for _, parameter in self.named_parameters()))
 
     def frozen(self) -> Module:
         """A copy with arrays instead of tensors, which records no tape unless x is a tensor.
 
         It shares the arrays, so it follows an optimizer's steps; after ``load_state_dict``, ``to``
-        or ``astype``, which bring other arrays, make a new copy. A module of a class
-        that does not promise ``by_example`` is used as it is, with its tensors.
+        or ``astype``, which bring other arrays, make a new copy. A module of a class that does not
+        promise ``by_example`` is used as it is, with its tensors.
         """
         return _frozen(self, {})
 
@@ -307,8 +306,8 @@ class Average(Module):
     """The mean of the logits of several networks: an ensemble.
 
     (N, …) -> (N, K). Networks trained from different initial weights err on different images, so a
-    mistake of a single one is often outvoted. Perrone & Cooper (1993), "When networks
-    disagree: ensemble methods for hybrid neural networks".
+    mistake of a single one is often outvoted. Perrone & Cooper (1993), "When networks disagree:
+    ensemble methods for hybrid neural networks".
 
     Parameters
     ----------
@@ -320,7 +319,7 @@ class Average(Module):
     TypeError
         If a member cannot be called.
     ValueError
-        If there is no member; when called, if they return different shapes.
+        If there are no members; when called, if they return different shapes.
     """
 
     def __init__(self, *members: Module):
@@ -328,10 +327,8 @@ class Average(Module):
             raise ValueError("Average needs at least one network: Average(first, second, …)")
         for member in members:
             if not callable(member):
-                raise TypeError(
-                    f"expected networks, got a {type(member).__name__}: Average(first, second, …), "
-                    "or Average(*networks)"
-                )
+                got = f"got a {type(member).__name__}"
+                raise TypeError(f"expected networks, {got}: Average(a, b) or Average(*networks)")
         self.members = list(members)
 
     by_example = _all_promise("members")
@@ -348,10 +345,8 @@ def mean_of(tensors):
     first, *others = tensors
     for other in others:
         if other.shape != first.shape:  # adding them could broadcast
-            raise ValueError(
-                f"the members of an Average must return one shape, got {first.shape} and "
-                f"{other.shape}: take networks with the same classes"
-            )
+            got = f"{first.shape} and {other.shape}"
+            raise ValueError(f"the members of an Average must return one shape, got {got}")
     mean = ops.in_float32(lambda *same: sum(same[1:], same[0]) * (1 / len(same)))
     return mean(*tensors)
 

@@ -28,7 +28,7 @@ def is_label(labels: Array, logits: Array | Tensor) -> Array:
     ------
     ValueError
         If the labels are not N integers from 0 to K - 1. Of labels that are on a GPU already only
-        the shape is checked, because a look at their values would stop the device.
+        the shape is checked, because reading their values would stop the device.
     """
     z, labels = value_of(logits), value_of(labels)
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
@@ -91,7 +91,7 @@ def cross_entropy(logits, labels, reduction="mean"):
 def soft_cross_entropy(logits, probabilities, reduction="mean"):
     """The same for labels that are probabilities: -Σ_c p_c log softmax(z)_c.
 
-    For a fixed p this is the divergence KL(p ‖ softmax(z)) but for a constant, the entropy of p.
+    For a fixed p this is the divergence KL(p ‖ softmax(z)) plus a constant, the entropy of p.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def soft_cross_entropy(logits, probabilities, reduction="mean"):
     """
     if logits.shape != probabilities.shape or len(logits.shape) != 2:
         raise ValueError(
-            f"soft_cross_entropy takes logits and probabilities of one shape (N, K), "
+            "soft_cross_entropy takes logits and probabilities of one shape (N, K), "
             f"got {logits.shape} and {probabilities.shape}"
         )
     log_p = ops.log_softmax(logits, axis=1)
@@ -115,7 +115,7 @@ def margin(logits, labels, reduction="mean"):
     """The largest other logit minus the label's: above 0 where the example is misclassified.
 
     The loss f₆ of Carlini & Wagner (2017), "Towards Evaluating the Robustness of Neural Networks".
-    Unlike cross-entropy it does not go flat when the network is sure. Arguments as for
+    Unlike cross-entropy it does not go flat when the network is confident. Arguments as for
     :func:`cross_entropy`.
     """
     y = is_label(labels, logits)

@@ -1,6 +1,6 @@
 """The networks, by name. All take images (N, C, H, W) and return logits (N, K): no softmax.
 
-:func:`threshold_layers` is a piece of one.
+:func:`threshold_layers` is only the first part of a network.
 ``rng`` is a seed or a generator, or ``None`` for weights that differ with every call. It is 0 by
 default: two calls give the same network, and an ensemble needs seeds, ``slides_cnn(rng=1)``.
 ``init`` names an initialisation of :mod:`tinyadv.layers`.
@@ -19,8 +19,8 @@ from tinyadv.layers import Activation, Conv2d, Dense, Flatten, MaxPool2d, Module
 def slides_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
     """The CNN of Shusen Wang's slides on evasion attacks, for 28×28 grey images: 38,390 parameters.
 
-    The slides name no initialisation. He's is made for ReLUs; Keras's own, ``"glorot_uniform"``,
-    ended one or two tenths of a percentage point lower on MNIST.
+    The slides do not name an initialisation. He's is made for ReLUs; with Keras's default,
+    ``"glorot_uniform"``, accuracy on MNIST was one or two tenths of a percentage point lower.
     """
     how = {"rng": np.random.default_rng(rng), "init": init}
     return Sequential(
@@ -60,15 +60,15 @@ def fast_cnn(rng=0, *, width: int = 1, hidden: int = 100, init: str = "he_normal
 def threshold_layers(low: float, high: float) -> list[Module]:
     """Layers to put in front of a network: clip((x - low) / (high - low), 0, 1), for grey images.
 
-    Two 1×1 convolutions and their ReLUs, 4 parameters, pixel by pixel. Training moves them like all
-    others; before it they are
+    Two 1×1 convolutions and their ReLUs, 4 parameters, pixel by pixel. Training changes them like
+    all others; at first they compute
 
         a = relu(high - x)                0 for white pixels, and all above ``high``
         b = relu(1 - a / (high - low))    0 for black ones, and all below ``low``
 
     A black pixel that changes by ``low`` at most comes out as if nothing had happened, and so does
     a white one that changes by 1 - ``high``; interval bounds see that. Values between the two come
-    out further apart. So it is of use where most pixels are nearly black or white. Training on
+    out further apart. So this helps if most pixels are nearly black or white. Training on
     PGD's examples finds such thresholds by itself: Madry et al. (2018) saw them in the first layer
     of their MNIST network.
 
@@ -97,16 +97,14 @@ def threshold_layers(low: float, high: float) -> list[Module]:
 
 
 def interval_cnn(
-    rng=0,
-    *,
-    hidden: int = 100,
-    thresholds: tuple[float, float] | None = None,
+    rng=0, *, hidden: int = 100, thresholds: tuple[float, float] | None = None,
     init: str = "interval_normal",
-) -> Sequential:
+) -> Sequential:  # fmt: skip
     """The small network of Gowal et al. (2018), who train on interval bounds: 329,606 parameters.
 
-    That is by default, and for 28×28 grey images. Unlike theirs it starts from the initialisation
-    of Shi et al. (2021), with which the bounds of a new network are narrow enough to train on.
+    The number holds for the defaults and 28×28 grey images. Unlike theirs it starts from the
+    initialisation of Shi et al. (2021), which makes the bounds of a new network narrow enough to
+    train on.
     ``hidden`` is the size of the dense layer; ``thresholds=(low, high)`` puts
     :func:`threshold_layers` in front.
     """
@@ -142,12 +140,9 @@ def madry_cnn(rng=0, *, init: str = "he_normal") -> Sequential:
 
 
 def mlp(
-    sizes: Sequence[int] = (784, 200, 200, 10),
-    rng=0,
-    *,
-    activation: str = "relu",
-    init: str = "he_normal",
-) -> Sequential:
+    sizes: Sequence[int] = (784, 200, 200, 10), rng=0, *,
+    activation: str = "relu", init: str = "he_normal",
+) -> Sequential:  # fmt: skip
     """A multilayer perceptron: ``sizes`` from the number of pixels to the number of classes.
 
     Parameters

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.checkpoint import check_like
-from tinyadv.inputs import check_numbers, check_positive, check_shares, is_number
+from tinyadv.inputs import check_each, check_numbers, check_positive, check_shares
 from tinyadv.parallel import in_threads, threads
 from tinyadv.tensor import Array, Tensor
 
@@ -177,9 +177,7 @@ def _checked_params(params: Sequence[Tensor]) -> list[Tensor]:
 
 def _check_factors(**factors: float) -> None:
     """Raise ValueError unless these may be factors of a running mean."""
-    for name, factor in factors.items():
-        if not (is_number(factor) and 0 <= factor < 1):
-            raise ValueError(f"expected 0 ≤ {name} < 1, got {factor!r}")
+    check_each("≥ 0 and < 1", lambda factor: 0 <= factor < 1, **factors)
 
 
 class SGD(Optimizer):

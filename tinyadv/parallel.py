@@ -49,7 +49,7 @@ try:
 except AttributeError:  # not on every system
     CORES = os.cpu_count() or 1
 
-LARGE = 1 << 20  # numbers in an array whose sum with others is worth two threads
+LARGE = 1 << 20  # numbers in an array from which on two threads add it faster than one
 
 _limit = ContextVar("limit", default=None)
 _errors = ContextVar("errors", default=None)  # in a piece: the errors of all pieces of the call
@@ -158,7 +158,7 @@ def in_threads(work: Callable, items: Sequence) -> list:
             if os.getpid() == process:  # a process that was forked within a piece has no helpers
                 end.wait()
 
-    def left():  # nothing, or after a fork what the helpers had begun
+    def left():  # none, or after a fork the items that the helpers had begun
         wait_for_helpers()
         yield from set(range(len(items))).difference(results)
 
@@ -304,7 +304,7 @@ def may_cut(model) -> bool:
 def worth_cutting(x: Array | Tensor, least: int | None = None) -> bool:
     """Whether :func:`by_examples` cuts this batch: a large one that is not a piece already.
 
-    Networks ask this before each pass, so it is a :func:`stop_point`, too.
+    Networks call it before each pass, so it is also a :func:`stop_point`.
     """
     stop_point()
     if least is None:  # enough to outweigh the cost of a thread; on a GPU nothing is
@@ -313,12 +313,9 @@ def worth_cutting(x: Array | Tensor, least: int | None = None) -> bool:
 
 
 def by_examples(
-    f: Callable,
-    *arrays: Array | Tensor | None,
-    least: int | None = None,
-    most: int = 64,
+    f: Callable, *arrays: Array | Tensor | None, least: int | None = None, most: int = 64,
     done: Callable[[int], object] | None = None,
-):
+):  # fmt: skip
     """``f(*arrays)``, the batch cut into pieces that several cores work on.
 
     Within such a piece this is just ``f(*arrays)``. The same holds on a GPU, unless ``least`` is
@@ -331,12 +328,12 @@ def by_examples(
         array or a tensor (N, …), or a tuple of these.
     *arrays : (N, …)
         Arrays or tensors, cut along their first axis. ``None`` is passed on as ``None``. What f
-        takes from elsewhere, such as weights, is shared by the pieces and gets its gradient, too.
+        takes from elsewhere, such as weights, is shared by the pieces and also gets its gradient.
     least, most : int
         A batch with fewer examples than ``least`` is left whole, no piece has more than ``most``.
         By default large enough to outweigh the cost of a thread, and small enough for the caches.
     done : function, optional
-        Called with the number of examples whenever a piece has ended, for a progress bar.
+        Called with the number of examples whenever a piece has ended; a progress bar uses it.
 
     Returns
     -------
@@ -349,10 +346,8 @@ def by_examples(
     """
     some = [array for array in arrays if array is not None]
     if len({len(array) for array in some}) != 1:
-        raise ValueError(
-            "by_examples needs arrays of the same length, with a row for each example, because it "
-            f"cuts them alike; got arrays of lengths {[len(array) for array in some]}"
-        )
+        lengths = [len(array) for array in some]
+        raise ValueError(f"by_examples needs arrays of the same length, N; got {lengths}")
     n = len(some[0])
     if not worth_cutting(some[0], least):
         result = f(*arrays)
@@ -380,8 +375,8 @@ def by_examples(
             if getattr(output, "shape", ())[:1] != (piece.stop - piece.start,):
                 got = getattr(output, "shape", type(output).__name__)
                 raise ValueError(
-                    "f must return a row for each example, in an array, a tensor or a tuple of "
-                    f"these: for {piece.stop - piece.start} examples it returned {got}"
+                    "f must return arrays or tensors with a row for each example: for "
+                    f"{piece.stop - piece.start} examples it returned {got}"
                 )
         if not any(isinstance(output, Tensor) for output in outputs):
             return _row_by_row(outputs)

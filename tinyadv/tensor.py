@@ -63,8 +63,8 @@ def primitive(fun: Callable) -> Callable:
         for name, value in kwargs.items():
             if isinstance(value, Tensor):
                 raise TypeError(
-                    f"{fun.__name__} takes tensors as positional arguments only: keyword "
-                    f"arguments such as {name}= are not differentiated"
+                    f"{fun.__name__} takes tensors as positional arguments only: {name}= and other "
+                    "keyword arguments are not differentiated"
                 )
         for arg in args:
             if isinstance(arg, Tensor):
@@ -99,8 +99,8 @@ def defvjp(operation: Callable, *rules: Callable | None, variadic: Callable | No
         for i in wanted:
             if i >= len(rules) or rules[i] is None:
                 raise TypeError(
-                    f"{operation.__name__} has no gradient rule for its argument {i}: "
-                    f"pass an array there instead of a Tensor, or give it a rule with defvjp"
+                    f"{operation.__name__} has no gradient rule for its argument {i}: pass an "
+                    "array there instead of a Tensor, or give it a rule with defvjp"
                 )
         return [rules[i](g, y, *args, **kwargs) for i in wanted]
 
@@ -165,9 +165,7 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __array__(self, *args, **kwargs):
-        raise TypeError(
-            "a Tensor is not an array: use .value for its numbers, tinyadv.ops to compute with it"
-        )
+        raise TypeError("a Tensor is not an array: use .value for its numbers, or tinyadv.ops")
 
     def __array_function__(self, function, types, args, kwargs):
         if function in (np.shape, np.ndim, np.size):  # known without the numbers
@@ -195,13 +193,9 @@ def value_of(x):
 
 
 def grad(
-    y: Tensor,
-    inputs: Sequence[Tensor],
-    cotangent: Array | Tensor | None = None,
-    *,
-    create_graph: bool = False,
-    unused: str = "zeros",
-) -> list:
+    y: Tensor, inputs: Sequence[Tensor], cotangent: Array | Tensor | None = None, *,
+    create_graph: bool = False, unused: str = "zeros",
+) -> list:  # fmt: skip
     """The gradient ∂y/∂input with respect to each of ``inputs``, by reverse-mode differentiation.
 
     Parameters
@@ -220,9 +214,9 @@ def grad(
     Returns
     -------
     list of array (of Tensor with ``create_graph=True``)
-        In the order, shapes and dtypes (but for the byte order) of ``inputs``. They may share
-        memory with each other and with the cotangent, because the gradient of a sum is one number
-        seen many times: do not write into them.
+        In the order, shapes and dtypes (except the byte order) of ``inputs``. They may share
+        memory with each other and with the cotangent, because the gradient of a sum is a single
+        number, broadcast: do not write into them.
 
     Raises
     ------
@@ -297,8 +291,8 @@ def _shares(node: Tensor, wanted: list[int], g, create_graph: bool) -> list:
     except TypeError as error:
         if create_graph:
             error.add_note(
-                f"The rule of {node.operation.__name__} was given tensors, for a gradient of the "
-                "gradient: write it with tinyadv.ops, not with NumPy."
+                f"The rule of {node.operation.__name__} was given tensors, because its result is "
+                "to be differentiated again: write it with tinyadv.ops, not with NumPy."
             )
         raise
     for k, (i, share) in enumerate(zip(wanted, shares, strict=True)):
@@ -317,27 +311,23 @@ def _checked_cotangent(y, inputs, cotangent, unused):
     """The gradient of y with respect to itself, after a check of the arguments of ``grad``."""
     if not isinstance(y, Tensor):
         raise TypeError(
-            f"grad differentiates a Tensor and got {type(y).__name__}: "
-            "an output becomes one when one of the operation's arguments is a Tensor"
+            f"grad differentiates a Tensor and got {type(y).__name__}: an operation returns one if "
+            "one of its arguments is a Tensor"
         )
     if isinstance(inputs, Tensor):
         raise TypeError("grad takes a list of inputs: write grad(y, [x])")
     for position, x in enumerate(inputs):
         if not isinstance(x, Tensor):
-            raise TypeError(
-                f"input {position} must be a Tensor that the output was computed from, "
-                f"got {type(x).__name__}"
-            )
+            got = type(x).__name__
+            raise TypeError(f"input {position} must be a Tensor that y depends on, got {got}")
         if x.dtype.char not in "efd":
             raise TypeError(f"input {position} must be float16, float32 or float64, not {x.dtype}")
     if unused not in ("zeros", "raise"):
         raise ValueError(f'unused must be "zeros" or "raise", got {unused!r}')
     if cotangent is None:
         if y.size != 1:
-            raise ValueError(
-                f"grad needs a scalar output and got shape {y.shape}: "
-                "reduce it (.sum(), .mean()), or give a cotangent of that shape"
-            )
+            hint = "reduce it (.sum(), .mean()), or give a cotangent"
+            raise ValueError(f"grad needs a scalar output and got shape {y.shape}: {hint}")
         return array_module(y.value).ones_like(y.value)
     if not hasattr(cotangent, "dtype"):  # a number or a list
         cotangent = array_module(y.value).asarray(cotangent)

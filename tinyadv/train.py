@@ -63,7 +63,7 @@ def train_step(
         The batch.
     begin : callable
         ``begin(k, m)`` must be called before update k = 0, …, m - 1 of this batch: it sets the
-        learning rate, and tells the defences the time.
+        learning rate, and calls ``at(epoch)`` of the defences.
 
     Yields
     ------
@@ -79,24 +79,14 @@ def train_step(
 
 
 def fit(
-    model: Module,
-    data: Dataset,
-    optimizer: Optimizer,
-    epochs: int,
-    perturb: Callable | None = None,
-    *,
-    augment: Callable | None = None,
-    objective: Callable = cross_entropy_objective,
-    batch_size: int = 128,
-    schedule: Schedule | None = None,
-    average: float | WeightAverage | None = None,
-    rng: np.random.Generator | int = 0,
-    validate: bool | Callable = True,
-    checkpoint: str | os.PathLike | None = None,
-    checkpoint_steps: int | None = None,
-    resume: bool = False,
-    progress: bool = True,
-) -> History:
+    model: Module, data: Dataset, optimizer: Optimizer, epochs: int,
+    perturb: Callable | None = None, *,
+    augment: Callable | None = None, objective: Callable = cross_entropy_objective,
+    batch_size: int = 128, schedule: Schedule | None = None,
+    average: float | WeightAverage | None = None, rng: np.random.Generator | int = 0,
+    validate: bool | Callable = True, checkpoint: str | os.PathLike | None = None,
+    checkpoint_steps: int | None = None, resume: bool = False, progress: bool = True,
+) -> History:  # fmt: skip
     """Train ``model`` in place.
 
     Each step takes a batch of shuffled examples, lets ``perturb`` change them, and moves the
@@ -190,10 +180,14 @@ def fit(
     each step with the number of epochs done, including fractions: for an ε that grows. If it has
     ``state_dict()`` and ``load_state_dict(state)``, its state is part of the checkpoint.
     """
-    functions = {
-        "perturb": perturb, "augment": augment, "objective": objective, "schedule": schedule
-    }  # fmt: skip
-    _check_arguments(functions, epochs, batch_size, validate, checkpoint, checkpoint_steps, resume)
+    check_counts(0, epochs=epochs)
+    every = 1 if checkpoint_steps is None else checkpoint_steps
+    check_counts(batch_size=batch_size, checkpoint_steps=every)
+    _check_functions(perturb=perturb, augment=augment, objective=objective, schedule=schedule)
+    if not (isinstance(validate, (bool, np.bool_)) or callable(validate)):
+        raise TypeError(f"validate must be True, False or a function, got {validate!r}")
+    if (resume or checkpoint_steps) and checkpoint is None:
+        raise ValueError("resume and checkpoint_steps need checkpoint=, the file to keep state in")
     xp = array_module(*[p.value for p in model.parameters()])
     x_train, y_train = _part(data, "train", xp)
     if validate and not callable(validate):
@@ -269,7 +263,7 @@ def fit(
     return run.history
 
 
-# -------------------------------------------------------------------------------- what is recorded
+# ---------------------------------------------------------------------------- results and history
 
 
 class Result(NamedTuple):
@@ -344,20 +338,11 @@ def _record(run: TrainingState, result: Result, y: Array) -> None:
 # ------------------------------------------------------------------------------------- arguments
 
 
-def _check_arguments(
-    functions, epochs, batch_size, validate, checkpoint, checkpoint_steps, resume
-) -> None:
-    check_counts(0, epochs=epochs)
-    every = 1 if checkpoint_steps is None else checkpoint_steps
-    check_counts(batch_size=batch_size, checkpoint_steps=every)
+def _check_functions(**functions) -> None:
     for name, function in functions.items():
         usable = function is None or callable(function) or hasattr(function, "train_batch")
         if not usable or isinstance(function, type):
             raise TypeError(f"{name} must be a function, or act as one, got {function!r}")
-    if not (isinstance(validate, (bool, np.bool_)) or callable(validate)):
-        raise TypeError(f"validate must be True, False or a function, got {validate!r}")
-    if (resume or checkpoint_steps) and checkpoint is None:
-        raise ValueError("resume and checkpoint_steps need checkpoint=, the file to keep state in")
 
 
 def _part(data: Dataset, part: str, xp) -> tuple[Array, Array]:
@@ -366,21 +351,19 @@ def _part(data: Dataset, part: str, xp) -> tuple[Array, Array]:
     hint = "; validate=False does not need them" if part == "test" else ""
     if x is None or y is None:
         raise TypeError(
-            f"fit needs data.x_{part} and data.y_{part}, the attributes of a tinyadv.data.Dataset; "
-            f"got a {type(data).__name__} without them{hint}"
+            f"fit needs data.x_{part} and data.y_{part}, as a tinyadv.data.Dataset has them; got a "
+            f"{type(data).__name__} without them{hint}"
         )
     if not len(x) == len(y) > 0:
-        raise ValueError(
-            f"fit needs {part} images and a label for each, got {len(x)} images and {len(y)} "
-            f"labels{hint}"
-        )
+        got = f"{len(x)} images and {len(y)} labels"
+        raise ValueError(f"fit needs {part} images and a label for each, got {got}{hint}")
     # CuPy knows this machine's byte order only, and NumPy computes faster in it.
     x, y = (a.astype(a.dtype.newbyteorder("="), copy=False) for a in as_arrays(x, y))
     return xp.asarray(x), xp.asarray(y)
 
 
 def _read_only(y: Array) -> Array:
-    """``y``, which ``perturb`` must not change, because that would decide what is correct."""
+    """``y``, which ``perturb`` must not change, because the training accuracy depends on it."""
     if isinstance(y, np.ndarray):
         y.flags.writeable = False
     return y
@@ -418,9 +401,8 @@ def _evaluated(objective: Callable, params: list[Tensor], model: Module, x, y) -
     result, trained = Result(*parts), set(map(id, params))
     if not any(id(node) in trained for node in tape(result.loss)):
         raise ValueError(
-            "the loss does not depend on any parameter of the optimizer, so nothing would be "
-            "trained: compute it from model(x) with tinyadv.ops; float(), .value and Tensor() "
-            "lose how it was computed"
+            "the loss does not depend on any parameter of the optimizer: compute it from model(x) "
+            "with tinyadv.ops; float(), .value and Tensor() lose how it was computed"
         )
     _check_columns("objective", result.numbers, RESERVED)
     return result
@@ -441,14 +423,12 @@ RESERVED = {*vars(History()), *dir(History)}  # what a column of the history mus
 def _check_columns(source: str, numbers: Mapping, taken: set) -> None:
     for name, number in numbers.items():
         if not (isinstance(name, str) and name.isidentifier()) or name in taken:
-            raise ValueError(
-                f"{source} named a number {name!r}: choose a Python identifier that is still free"
-            )
+            hint = "choose a Python identifier that is still free"
+            raise ValueError(f"{source} named a number {name!r}: {hint}")
         number = value_of(number)
         if not isinstance(number, (int, float)) and getattr(number, "shape", None) != ():
-            raise TypeError(
-                f"{source} must return numbers, got {type(number).__name__} for {name}: take a mean"
-            )
+            got = f"{type(number).__name__} for {name}"
+            raise TypeError(f"{source} must return numbers, got {got}: take a mean")
 
 
 # ------------------------------------------------------------------------- Ctrl-C, NaN, the screen
@@ -471,8 +451,8 @@ def _interrupts() -> Iterator[threading.Event]:
     """While this is open, the first Ctrl-C sets the event."""
     main = threading.current_thread() is threading.main_thread()  # the others handle no signals
     usual = signal.getsignal(signal.SIGINT) if main else None
-    # A handler that is not Python's, None, could not be put back. Ctrl-C may be ignored, and within
-    # a step of another fit it is for that one, which saves its state after the step.
+    # Three handlers stay in place: None, which is not Python's and could not be put back; the
+    # handler that ignores Ctrl-C; and another fit's, which saves its state after its current step.
     if usual in (None, signal.SIG_IGN) or isinstance(usual, _CtrlC):
         yield threading.Event()
         return
@@ -509,10 +489,8 @@ def _print_line(history: History, epochs: int) -> None:
     from tqdm import tqdm
 
     last = {name: column[-1] for name, column in vars(history).items()}
-    line = (
-        f"epoch {last['epoch']:2}/{epochs}  loss {last['loss']:.4f}  "
-        f"training {100 * last['train_accuracy']:6.2f} %"
-    )
+    line = f"epoch {last['epoch']:2}/{epochs}  loss {last['loss']:.4f}"
+    line += f"  training {100 * last['train_accuracy']:6.2f} %"
     if not math.isnan(last["test_accuracy"]):
         line += f"  test {100 * last['test_accuracy']:6.2f} %"
     for name in list(last)[len(vars(History())) :]:

@@ -2,7 +2,7 @@
 
     image_grid          images side by side, with labels, predictions and confidences
     triptych            image + perturbation = adversarial image
-    source_target_grid  from each class to each other one
+    source_target_grid  from each class to each other class
     loss_on_plane       numbers for loss_landscape, which draws them
     robustness_curves   what evaluate.robustness_curve returns, for several models or attacks
 
@@ -38,15 +38,10 @@ GREY = "#767676"
 
 
 def image_grid(
-    images: Array,
-    *,
-    labels: Sequence | None = None,
-    predictions: Sequence | None = None,
-    confidences: Sequence[float] | None = None,
-    columns: int | None = None,
-    figure=None,
-):
-    """Images in rows, with what they are above and how sure the model is below.
+    images: Array, *, labels: Sequence | None = None, predictions: Sequence | None = None,
+    confidences: Sequence[float] | None = None, columns: int | None = None, figure=None,
+):  # fmt: skip
+    """Images in rows, each with its class above and the model's confidence below.
 
     Parameters
     ----------
@@ -65,7 +60,7 @@ def image_grid(
     Raises
     ------
     ValueError
-        If there are no images, their shape is another, or N labels are not N.
+        If there are no images, their shape is another one, or there are not N labels.
     """
     pictures = _pictures(images)
     count = len(pictures)
@@ -91,13 +86,9 @@ def image_grid(
 
 
 def triptych(
-    x: Array,
-    x_adv: Array,
-    *,
-    answers: Sequence | None = None,
-    confidences: Sequence[float] | None = None,
-    figure=None,
-):
+    x: Array, x_adv: Array, *, answers: Sequence | None = None,
+    confidences: Sequence[float] | None = None, figure=None,
+):  # fmt: skip
     """The form of the panda picture: image + perturbation = adversarial image.
 
     Goodfellow et al. (2015), "Explaining and harnessing adversarial examples", figure 1. The middle
@@ -110,7 +101,7 @@ def triptych(
     answers : pair of numbers or names, optional
         The predicted classes of both.
     confidences : pair of numbers from 0 to 1, optional
-        How sure it is.
+        The probabilities of these classes.
     figure : Figure or SubFigure, optional
 
     Returns
@@ -176,9 +167,8 @@ def source_target_grid(
     images = to_numpy(images)
     count = len(images)
     if images.ndim not in (4, 5) or images.shape[1] != count:
-        raise ValueError(
-            f"images must be (K, K, C, H, W) or (K, K, H, W), got shape {images.shape}"
-        )
+        got = f"got shape {images.shape}"
+        raise ValueError(f"images must be (K, K, C, H, W) or (K, K, H, W), {got}")
     pictures = _pictures(images.reshape(count * count, *images.shape[2:]))
     classes = _listed(range(count) if classes is None else classes, count, "classes")
     reached = np.ones((count, count), bool) if reached is None else to_numpy(reached)
@@ -209,18 +199,10 @@ def source_target_grid(
 
 
 def loss_on_plane(
-    model: Callable,
-    x: Array,
-    y: Array,
-    d1: Array,
-    d2: Array,
-    *,
-    reach: float = 1.0,
-    points: int = 41,
-    loss: Callable = cross_entropy,
-    batch_size: int = 500,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean loss at x + a·d1 + b·d2, for a and b on a square grid.
+    model: Callable, x: Array, y: Array, d1: Array, d2: Array, *,
+    reach: float = 1.0, points: int = 41, loss: Callable = cross_entropy, batch_size: int = 500,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """The mean loss at x + a·d1 + b·d2, where a and b lie on a square grid.
 
     With d1 = ε·sign(∂L/∂x) and a random d2 of the same size it shows what an attack climbs. Points
     are not clipped to [0, 1]: the plane is the network's, not the images'.
@@ -270,14 +252,9 @@ def loss_on_plane(
 
 
 def loss_landscape(
-    a: Array,
-    b: Array,
-    values: Array,
-    *,
-    surface: bool = False,
-    names: tuple[str, str] = ("adversarial direction", "random direction"),
-    axes=None,
-):
+    a: Array, b: Array, values: Array, *, surface: bool = False,
+    names: tuple[str, str] = ("adversarial direction", "random direction"), axes=None,
+):  # fmt: skip
     """Draw what :func:`loss_on_plane` returns: contours, or a surface in perspective.
 
     Parameters
@@ -389,9 +366,7 @@ def _single(x, name: str) -> np.ndarray:
     if x.ndim == 4 and len(x) == 1:
         x = x[0]
     if x.ndim not in (2, 3):
-        raise ValueError(
-            f"{name} must be one image, (C, H, W) or (H, W), or a batch of one, got shape {x.shape}"
-        )
+        raise ValueError(f"{name} must be one image, (C, H, W) or (H, W), got shape {x.shape}")
     return x
 
 

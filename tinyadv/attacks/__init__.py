@@ -11,7 +11,7 @@ boundary   the same, along the linearised decision boundary: fab
 blackbox   no gradients: square, transfer
 spatial    rotation and translation: spatial_grid, spatial_random, spatial_first_order
 auto       AutoAttack in one call, the worst case over four attacks: auto_attack
-shared     what they share
+shared     helpers that several attacks use
 
 These parameters mean the same in every attack that has them:
 
@@ -70,14 +70,14 @@ Raises
 ------
 TypeError, ValueError
     If an argument is not as described, the model does not return finite logits (N, K), or the
-    result would not be finite, because a gradient is not. The message says what was expected, and
-    what came.
+    result would not be finite, because a gradient is not. The message names the expected and the
+    given value.
 
 Warns
 -----
 AttackWarning
-    If the result may not mean what it seems to mean: the model seems to return probabilities, a
-    target is the label itself, or an L∞ ball with ε > 1 allows every image.
+    If the result may be misleading: the model seems to return probabilities, a target is the label
+    itself, or an L∞ ball with ε > 1 allows every image.
 """
 
 from tinyadv.attacks.auto import auto_attack

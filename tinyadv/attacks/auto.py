@@ -35,18 +35,10 @@ from tinyadv.tensor import Array
 
 
 def auto_attack(
-    model: Callable,
-    x: Array,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    steps: int = 100,
-    targets: int = 9,
-    queries: int = 5000,
-    rng: np.random.Generator | int = 0,
-    details: bool = False,
-    progress: bool = False,
-) -> Array | tuple[Array, Robustness]:
+    model: Callable, x: Array, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), steps: int = 100, targets: int = 9, queries: int = 5000,
+    rng: np.random.Generator | int = 0, details: bool = False, progress: bool = False,
+) -> Array | tuple[Array, Robustness]:  # fmt: skip
     """AutoAttack: APGD-CE, APGD-T, FAB-T and Square, each on what survived those before it.
 
     Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -159,7 +151,7 @@ def _check_not_random(model, x, logits) -> None:
     if random:
         warn(
             f"the model's logits for the same images changed by up to {change:.3g}: it seems to be "
-            "random. An image that fools it once need not do so again; attack its average instead"
+            "random, so an image that fools it once need not do so again. Attack its average"
         )
 
 
@@ -170,6 +162,5 @@ def _check_square(report: Robustness) -> None:
     if broken > 0.01 * len(report.correct):
         warn(
             f"Square, which uses no gradients, broke {broken} of {square.attacked.sum()} examples "
-            "that survived the attacks with gradients: the gradients may be masked. More steps, or "
-            "an attack designed for this model, may break still more"
+            "that survived the attacks with gradients: the gradients may be masked"
         )

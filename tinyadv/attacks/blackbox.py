@@ -1,8 +1,8 @@
 """Attacks that need no gradient of the model: they only query it.
 
-Whoever cannot look into a network can still query it (``square``), or attack a network of their own
-and hope that its adversarial examples transfer (``transfer``). Such attacks also check the others:
-where they succeed and gradients fail, the gradients were at fault.
+An attacker who cannot see the weights can still query the network (``square``), or attack another
+network and hope that its adversarial examples transfer (``transfer``). Such attacks are also a
+check: where they succeed and attacks with gradients fail, the gradients are at fault.
 
     x̂       (N, C, H, W)   the best image so far
     ε                      the radius of the ball, in pixel values 0–1
@@ -28,7 +28,7 @@ from tinyadv.attacks import shared
 from tinyadv.attacks.gradient import pgd
 from tinyadv.attacks.shared import is_fooled, moved, normalised, only, to_raise, worse
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.balls import L2, Ball, Linf, is_number, wide
+from tinyadv.balls import L2, Ball, Linf, wide
 from tinyadv.inputs import Checked, all_logits, checked
 from tinyadv.losses import margin
 from tinyadv.parallel import by_examples
@@ -61,20 +61,11 @@ class TransferDetails(NamedTuple):
 
 
 def square(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    queries: int = 5000,
-    p: float = 0.8,
-    rescale: bool = True,
-    loss: Callable = margin,
-    target: Array | int | None = None,
-    rng: np.random.Generator | int = 0,
-    details: bool = False,
-    progress: bool = False,
-) -> Array | tuple[Array, SquareDetails]:
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), queries: int = 5000, p: float = 0.8, rescale: bool = True,
+    loss: Callable = margin, target: Array | int | None = None, rng: np.random.Generator | int = 0,
+    details: bool = False, progress: bool = False,
+) -> Array | tuple[Array, SquareDetails]:  # fmt: skip
     """The Square Attack: random search with squares, smaller and smaller ones.
 
     Andriushchenko et al. (2020), "Square Attack: a query-efficient black-box adversarial attack via
@@ -132,8 +123,7 @@ def square(
     query = shared.QueryOnly(model)
     x, y, target = checked(query, x, y, target)
     inputs.check_counts(queries=queries)
-    if not (is_number(p) and 0 < p <= 1):
-        raise ValueError(f"p must be above 0 and at most 1, a share of the pixels; got {p!r}")
+    inputs.check_each("above 0 and at most 1", lambda share: 0 < share <= 1, p=p)
     shared.check_images(x, "square")
     shared.check_radius(ball, "square", Linf, L2)
     inputs.check_ball(ball)
@@ -326,7 +316,7 @@ def _square_l2(epsilon, x, best, u, side):
     def length(a, axes=(2, 3)):
         return xp.sqrt((a * a).sum(axes, keepdims=True))
 
-    tiny = 84 * float(np.finfo(x.dtype).eps)  # what is smaller is a rounding error: 1e-5 in float32
+    tiny = 84 * float(np.finfo(x.dtype).eps)  # rounding errors are smaller: 1e-5 in float32
 
     def direction(a, scale):  # of each channel; rounding errors relative to the scale have none
         size = length(a)
@@ -367,15 +357,10 @@ def _of_norm(ball: Ball, shape) -> tuple[tuple, tuple, Callable]:
 
 
 def transfer(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    sources: Callable | Sequence[Callable],
-    attack: Callable = pgd,
-    details: bool = False,
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    sources: Callable | Sequence[Callable], attack: Callable = pgd, details: bool = False,
     **keywords,
-) -> Array | tuple[Array, TransferDetails]:
+) -> Array | tuple[Array, TransferDetails]:  # fmt: skip
     """Adversarial examples made on other networks, and given to this one.
 
     Szegedy et al. (2014), "Intriguing properties of neural networks", and Papernot et al. (2016),

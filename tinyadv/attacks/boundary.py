@@ -1,7 +1,7 @@
 """FAB: along the decision boundary, towards the image. A smallest perturbation by linear steps.
 
 DeepFool stops at the first adversarial example that it finds. FAB goes on from there. At each point
-it takes the network for linear, so that the boundary between two classes is a hyperplane, and
+it treats the network as linear, so the boundary between two classes is a hyperplane, and
 computes the nearest point of that hyperplane within [0, 1] exactly: once from the current point,
 once from the image itself. The step is a mix of both, so that it follows the boundary and is drawn
 to the image.
@@ -28,29 +28,18 @@ from tinyadv.attacks import shared
 from tinyadv.attacks.minimal import Smallest, nearest_boundary, verified
 from tinyadv.attacks.shared import dot, lead, normalised, only, per_example, rounding
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.balls import L1, L2, Ball, Linf, is_number, wide
+from tinyadv.balls import L1, L2, Ball, Linf, wide
 from tinyadv.inputs import Checked, all_logits, checked, lent
 from tinyadv.parallel import by_examples
 from tinyadv.tensor import Array, value_of
 
 
 def fab(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int | None = None,
-    target: Array | int | None = None,
-    alpha_max: float = 0.1,
-    eta: float = 1.05,
-    beta: float = 0.9,
-    rng: np.random.Generator | int = 0,
-    details: bool = False,
-    progress: bool = False,
-) -> Array | tuple[Array, Smallest]:
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), steps: int = 100, restarts: int = 1, targets: int | None = None,
+    target: Array | int | None = None, alpha_max: float = 0.1, eta: float = 1.05, beta: float = 0.9,
+    rng: np.random.Generator | int = 0, details: bool = False, progress: bool = False,
+) -> Array | tuple[Array, Smallest]:  # fmt: skip
     """The fast adaptive boundary attack: a small perturbation in L∞, L2 or L1.
 
     Croce & Hein (2020), "Minimally distorted adversarial examples with a fast adaptive boundary
@@ -112,20 +101,19 @@ def fab(
     x, y, target = checked(model, x, y, target)
     inputs.check_counts(steps=steps, restarts=restarts)
     shared.check_radius(ball, "fab", Linf, L2, L1)
-    # Only the norm is used: L1 without its `pixels`.
+    # Only the norm is used: L1 without its ``pixels``.
     ball = next(norm(ball.epsilon) for norm in (Linf, L2, L1) if isinstance(ball, norm))
     if targets is not None:
         inputs.check_counts(targets=targets)
         if target is not None:
             raise ValueError("give either target (which classes) or targets (how many classes)")
     inputs.check_shares(alpha_max=alpha_max, beta=beta)
-    if not (is_number(eta) and 1 <= eta < np.inf):
-        raise ValueError(f"eta must be a number ≥ 1, got {eta!r}")
+    inputs.check_each("a number ≥ 1", lambda number: 1 <= number < np.inf, eta=eta)
 
     xp, rng, attacked = array_module(x), np.random.default_rng(rng), lent(model)
     run = partial(_fab, attacked, ball=ball, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta)
     z = all_logits(model, x)
-    # What is misclassified without an attack is left out, once, before all steps.
+    # Images that are misclassified without an attack are left out, once, before all steps.
     left = np.flatnonzero(to_numpy(lead(z, y, target)[0] <= 0))
     x_adv, passes = x.copy(), np.zeros(len(x), int)
     # Drawn for all images, so that a start does not depend on which others are left out.
@@ -268,8 +256,8 @@ def _largest_gain_first(xp, gain, room, needed):
 def _final_search(model, x, y, target, best, steps=3):
     """The first success on the segment from the image to ``best``, by the method of false position.
 
-    Between a point that is correctly classified and one that is not, the lead is taken for linear,
-    and the point where it would be 0, or slightly above, replaces one of the two.
+    Between a point that is correctly classified and one that is not, the lead is treated as linear;
+    the point where it would be 0, or slightly above, replaces one of the two.
     """
     xp, delta = array_module(x), wide(best) - x
 

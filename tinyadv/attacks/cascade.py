@@ -27,7 +27,7 @@ import numpy as np
 from tinyadv.attacks.shared import QueryOnly, bar
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L1, L2, Linf
-from tinyadv.inputs import NOT_FINITE, check_returned, frozen, predict, warn
+from tinyadv.inputs import check_returned, frozen, predict, warn_of_nan
 from tinyadv.tensor import Array, Tensor
 
 NORMS = {"Linf": Linf(0), "L2": L2(0), "L1": L1(0)}  # the norms in which perturbations are measured
@@ -91,10 +91,9 @@ class AttackResult:
 
     def _of_successes(self, summary: Callable) -> dict[str, float]:
         found = self.succeeded
-        return {
-            norm: float(summary(size[found])) if found.any() else np.nan
-            for norm, size in self.sizes.items()
-        }
+        if not found.any():
+            return dict.fromkeys(self.sizes, np.nan)
+        return {norm: float(summary(size[found])) for norm, size in self.sizes.items()}
 
     def __repr__(self) -> str:  # the numbers, not the arrays
         names = ("accuracy", "success_rate", "queries", "gradients", "seconds")
@@ -141,14 +140,14 @@ class Robustness:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of examples that survive all attacks: each one meets its worst case."""
+        """The share of examples that survive all attacks."""
         return float(self.survived.mean())
 
     worst_case = robust_accuracy
     """Another name of ``robust_accuracy``."""
 
     def as_dict(self) -> dict:
-        """The numbers without the arrays, for a JSON file; None instead of NaN."""
+        """The numbers without the arrays, as JSON can hold them: None instead of NaN."""
         numbers = ("accuracy", "success_rate", "median", "largest", "queries", "gradients",
                    "seconds")  # fmt: skip
         return {
@@ -177,11 +176,8 @@ class Robustness:
         rows.append(["all attacks", _percent(self.robust_accuracy)])
         widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
         rows.insert(1, ["-" * width for width in widths])
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        ]
-        return "\n".join(lines)
+        cells = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+        return "\n".join(map("  ".join, cells))
 
     __repr__ = table
 
@@ -248,15 +244,10 @@ class Counted:
 
 
 def run_attacks(
-    model: Callable,
-    x: Array,
-    y: Array,
-    correct: np.ndarray,
-    attacks: Mapping[str, Sequence[Callable]],
-    *,
-    cascade: bool = True,
-    **options,
-) -> Robustness:
+    model: Callable, x: Array, y: Array, correct: np.ndarray,
+    attacks: Mapping[str, Sequence[Callable]], *,
+    cascade: bool = True, **options,
+) -> Robustness:  # fmt: skip
     """Run several attacks one after another. Only their results are checked.
 
     Parameters
@@ -329,21 +320,16 @@ def _run_attack(
                     successes = xp.asarray(np.flatnonzero(fooled))
                     found[index[successes]] = x_adv[successes]
                 counter.update(len(part))
-    if undecided:
-        warn(
-            f"the model returned NaN for {undecided} of the examples of the attack {name!r}, which "
-            f"count as misclassified: {NOT_FINITE}"
-        )
-    each = max(n, 1)
+    warn_of_nan(undecided, f"the examples of the attack {name!r}")
+    queries, gradients = (count / max(n, 1) for count in (counted.queries, counted.gradients))
     sizes = dict(zip(NORMS, sizes, strict=True))
-    queries, gradients = counted.queries / each, counted.gradients / each
     return AttackResult(chosen, survived, sizes, queries, gradients, seconds)
 
 
 def _measured(judge, x, x_adv, y, ball) -> tuple[np.ndarray, int, np.ndarray]:
     """Which examples are misclassified (n,), how many of them by NaN, and ‖x_adv - x‖ (3, n).
 
-    One wait for all.
+    All are fetched from the device at once.
     """
     xp, delta = array_module(x), x_adv.astype(np.float64) - x.astype(np.float64)
     predicted = predict(judge, x_adv)

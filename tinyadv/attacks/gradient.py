@@ -20,15 +20,7 @@ import numpy as np
 
 from tinyadv import inputs
 from tinyadv.attacks import shared
-from tinyadv.attacks.shared import (
-    input_gradient,
-    is_fooled,
-    judged,
-    moved,
-    normalised,
-    per_example,
-    worse,
-)
+from tinyadv.attacks.shared import input_gradient, is_fooled, judged, moved, per_example, worse
 from tinyadv.backend import array_module
 from tinyadv.balls import L1, Ball, Linf
 from tinyadv.inputs import Checked, checked, lent, warn
@@ -38,17 +30,11 @@ from tinyadv.tensor import Array
 
 
 def fgsm(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    step_size: float | None = None,
-    random_start: bool = False,
-    loss: Callable = cross_entropy,
-    target: Array | int | None = None,
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), step_size: float | None = None, random_start: bool = False,
+    loss: Callable = cross_entropy, target: Array | int | None = None,
     rng: np.random.Generator | int = 0,
-) -> Array:
+) -> Array:  # fmt: skip
     """The fast gradient sign method: x + ε · sign(∂L/∂x), clipped to [0, 1].
 
     Goodfellow et al. (2015), "Explaining and harnessing adversarial examples". It is one step of
@@ -78,21 +64,11 @@ def fgsm(
 
 
 def pgd(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    step_size: float | None = None,
-    steps: int = 40,
-    restarts: int = 1,
-    random_start: bool = True,
-    momentum: float = 0.0,
-    loss: Callable = cross_entropy,
-    target: Array | int | None = None,
-    rng: np.random.Generator | int = 0,
-    progress: bool = False,
-) -> Array:
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), step_size: float | None = None, steps: int = 40, restarts: int = 1,
+    random_start: bool = True, momentum: float = 0.0, loss: Callable = cross_entropy,
+    target: Array | int | None = None, rng: np.random.Generator | int = 0, progress: bool = False,
+) -> Array:  # fmt: skip
     """Projected gradient descent, on minus the loss: "the universal first-order adversary".
 
     Madry et al. (2018), "Towards deep learning models resistant to adversarial attacks". Their
@@ -143,8 +119,8 @@ def pgd(
     step_size = shared.step_or_default(step_size, ball, steps)
     if step_size > ball.epsilon and not random_start:
         warn(
-            f"a step of {step_size:g} is longer than ε = {ball.epsilon:g}: from x, each step ends "
-            "at the surface of the ball. Take step_size ≤ ε, or random_start=True"
+            f"a step of {step_size:g} is longer than ε = {ball.epsilon:g}, so each step ends at "
+            "the surface of the ball: take step_size ≤ ε, or random_start=True"
         )
     inputs.check_numbers(momentum=momentum)
     run = partial(climb, lent(model), ball=ball, step_size=step_size, steps=steps,
@@ -158,18 +134,9 @@ def pgd(
 
 
 def climb(
-    model: Callable,
-    x: Array,
-    y: Array,
-    target: Array | None,
-    delta: Array,
-    *,
-    ball: Ball,
-    step_size: float,
-    steps: int,
-    momentum: float = 0.0,
-    loss: Callable = cross_entropy,
-) -> Array:
+    model: Callable, x: Array, y: Array, target: Array | None, delta: Array, *,
+    ball: Ball, step_size: float, steps: int, momentum: float = 0.0, loss: Callable = cross_entropy,
+) -> Array:  # fmt: skip
     """The loop of :func:`pgd` alone: ``steps`` steps of ascent from δ; returns x + δ.
 
     Nothing is checked, and nothing is cut into pieces. Arguments as for :func:`pgd`; ``y`` may be
@@ -180,7 +147,7 @@ def climb(
     for _ in range(steps):
         g, _, _ = input_gradient(model, x + delta, y, target, loss=loss)
         if momentum:
-            velocity = momentum * velocity + normalised(g, L1(1))
+            velocity = momentum * velocity + shared.normalised(g, L1(1))
             g = velocity
         step = step_size * ball.steepest(g).astype(x.dtype, copy=False)
         delta = ball.project(delta + step, low, high)
@@ -191,30 +158,17 @@ def _starts(ball: Ball, x: Array, restarts: int, random_start: bool, rng) -> Ite
     """The perturbation that each run starts with, (N, …): drawn on the host for the whole batch."""
     xp, rng = array_module(x), np.random.default_rng(rng)
     if restarts > 1 and not random_start:
-        warn(
-            f"all {restarts} restarts start at x and give the same result: take random_start=True, "
-            "or restarts=1"
-        )
+        warn(f"all {restarts} restarts start at x and give the same result: take random_start=True")
     for _ in range(restarts):
         yield ball.random(x, rng) if random_start else xp.zeros_like(x)
 
 
 def apgd(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    ball: Ball = Linf(0.3),
-    steps: int = 100,
-    restarts: int = 1,
-    random_start: bool = True,
-    momentum: float = 0.25,
-    rho: float = 0.75,
-    loss: Callable = cross_entropy,
-    target: Array | int | None = None,
-    rng: np.random.Generator | int = 0,
-    progress: bool = False,
-) -> Array:
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), steps: int = 100, restarts: int = 1, random_start: bool = True,
+    momentum: float = 0.25, rho: float = 0.75, loss: Callable = cross_entropy,
+    target: Array | int | None = None, rng: np.random.Generator | int = 0, progress: bool = False,
+) -> Array:  # fmt: skip
     """PGD with no step size to choose: Auto-PGD.
 
     Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble of diverse

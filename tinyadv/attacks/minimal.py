@@ -5,7 +5,7 @@ which differs from image to image:
 
     min ‖δ‖   subject to   argmax z(x + δ) ≠ y   and   0 ≤ x + δ ≤ 1.
 
-DeepFool takes the network for linear, steps to the decision boundary that would then be nearest,
+DeepFool treats the network as linear, steps to the nearest decision boundary of that linear model,
 and repeats this at the new point: a few steps. Carlini and Wagner's attack makes the constraint a
 part of the loss and descends: thousands of steps, and shorter perturbations.
 
@@ -49,17 +49,10 @@ class Smallest(NamedTuple):
 
 
 def deepfool(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    norm: str = "l2",
-    steps: int = 50,
-    overshoot: float = 0.02,
-    candidates: int = 10,
-    details: bool = False,
-    progress: bool = False,
-) -> Array | tuple[Array, Smallest]:
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    norm: str = "l2", steps: int = 50, overshoot: float = 0.02, candidates: int = 10,
+    details: bool = False, progress: bool = False,
+) -> Array | tuple[Array, Smallest]:  # fmt: skip
     """Step to the nearest boundary of the linearised network, and linearise again.
 
     Moosavi-Dezfooli et al. (2016), "DeepFool: a simple and accurate method to fool deep neural
@@ -193,21 +186,11 @@ def nearest_boundary(
 
 
 def carlini_wagner(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    target: Array | int | None = None,
-    confidence: float = 0.0,
-    learning_rate: float = 0.01,
-    steps: int = 1000,
-    search_steps: int = 9,
-    initial_c: float = 1e-3,
-    abort_early: bool = True,
-    start: str = "deepfool",
-    details: bool = False,
-    progress: bool = False,
-) -> Array | tuple[Array, Smallest]:
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    target: Array | int | None = None, confidence: float = 0.0, learning_rate: float = 0.01,
+    steps: int = 1000, search_steps: int = 9, initial_c: float = 1e-3, abort_early: bool = True,
+    start: str = "deepfool", details: bool = False, progress: bool = False,
+) -> Array | tuple[Array, Smallest]:  # fmt: skip
     """The shortest δ by descent on ‖δ‖₂² + c · f, with a search for the weight c.
 
     Carlini & Wagner (2017), "Towards evaluating the robustness of neural networks", the L2 attack
@@ -331,7 +314,7 @@ def _as_w(x):
 
 
 def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2=0.999) -> None:
-    """Note what the points at w are worth, and take one step of Adam from them."""
+    """Record the successes at w and their distances, and take one step of Adam from w."""
     xp = array_module(s.x)
     at_w = (xp.tanh(s.w) + 1) / 2
     image = Tensor(at_w.astype(s.x.dtype, copy=False))
@@ -390,7 +373,7 @@ def verified(
 ) -> tuple[Array, Smallest]:  # fmt: skip
     """What an attack found, after a forward pass on the very array that it returns.
 
-    Where that does not succeed, the result is x. Warns of it.
+    Where that fails the result is x, with a warning.
     """
     xp = array_module(x)
     ahead, _ = lead(all_logits(model, x_adv), y, target)
@@ -400,7 +383,7 @@ def verified(
     failed = len(x) - int(to_numpy(success.sum()))
     if failed:
         warn(
-            f"no perturbation was found for {failed} of {len(x)} examples, which are returned "
-            "unchanged: details=True says which they are; more steps may help"
+            f"no perturbation was found for {failed} of {len(x)} examples, which are unchanged: "
+            "details=True says which they are; more steps may help"
         )
     return x_adv, Smallest(success, distance, passes)

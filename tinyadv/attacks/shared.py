@@ -9,9 +9,9 @@
 The loop of an attack works on a piece of a batch, with plain arrays. Examples do not depend on each
 other, so each thread takes its piece through the whole attack and does not wait between the steps.
 
-An image that the model is shown has the dtype of x, always: what fools it is then what is returned,
-digit by digit. A gradient has the precision of the model, and a direction is computed in that, in
-float32 at least; the point that it leads to is rounded.
+An image that is given to the model always has the dtype of x, so the returned image is digit by
+digit the one that fooled it. A gradient has the precision of the model. So has a direction, but at
+least float32; the point that it leads to is rounded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 from tinyadv import losses, ops
 from tinyadv.backend import array_module
-from tinyadv.balls import Ball, narrowed, wide
+from tinyadv.balls import Ball, narrowed, per_example, wide
 from tinyadv.inputs import all_logits, check_numbers, lent
 from tinyadv.parallel import examples_last, may_cut, stop_point
 from tinyadv.tensor import Array, Tensor, grad, value_of
@@ -83,8 +83,8 @@ def input_gradient(model: Callable, x: Array, y: Array, target=None, *, loss: Ca
     value = to_raise(loss, logits, y, target)  # (N,)
     if value.shape != (len(x),):
         raise ValueError(
-            f"the loss must return one number for each of the {len(x)} examples, because it is "
-            f"called with reduction='none'; got shape {value.shape}"
+            f"the loss must return one number for each of the {len(x)} examples with "
+            f"reduction='none', got shape {value.shape}"
         )
     # An example's pixels affect its own loss only, so the gradient of the sum holds all gradients.
     (g,) = grad(ops.sum(value), [image])
@@ -115,7 +115,7 @@ def is_fooled(logits: Array, y: Array, target: Array | None = None) -> Array:
 
 
 def ranked_others(logits: Array, y: Array) -> Array:
-    """All classes but the label, the one with the largest logit first: (N, K) -> (N, K - 1)."""
+    """All classes except the label, by descending logit: (N, K) -> (N, K - 1)."""
     xp = array_module(logits)
     return xp.argsort(xp.where(losses.one_hot(y, logits) > 0, xp.inf, -logits), axis=1)[:, :-1]
 
@@ -157,7 +157,7 @@ def worse(a: tuple | None, b: tuple) -> tuple:
     Parameters
     ----------
     a, b : (result, fooled, value, …)
-        Rows for each example: what was found, whether it fools the model (N,), the objective (N,),
+        Rows for each example: the result, whether it fools the model (N,), the objective (N,),
         and whatever else goes with it. ``a`` may be ``None``: no result yet.
     """
     if a is None:
@@ -170,7 +170,7 @@ def worse(a: tuple | None, b: tuple) -> tuple:
 
 
 def judged(model: Callable, x_adv: Array, y: Array, target, loss: Callable) -> tuple:
-    """A result with its success (N,) and its objective (N,), for :func:`worse`."""
+    """A result with its success (N,) and its objective (N,), as :func:`worse` takes it."""
     logits = all_logits(model, x_adv)
     return x_adv, is_fooled(logits, y, target), value_of(to_raise(loss, logits, y, target))
 
@@ -179,18 +179,13 @@ def check_finite(x_adv: Array) -> Array:
     """``x_adv``, or a ValueError if there is NaN in it: the model's gradient was not finite."""
     if not bool(array_module(x_adv).isfinite(x_adv).all()):
         raise ValueError(
-            "the attack ended with pixels that are NaN: the model or the loss has no finite "
-            "gradient for some of the images that it was given"
+            "the attack ended with pixels that are NaN: look for an infinite gradient in the model "
+            "or in the loss"
         )
     return x_adv
 
 
 # ------------------------------------------------------------------------- numbers for each example
-
-
-def per_example(a: Array, x: Array) -> Array:
-    """A number for each example, shaped to broadcast with images: (N,) -> (N, 1, …, 1)."""
-    return a.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
 def dot(a: Array, b: Array) -> Array:
@@ -238,17 +233,12 @@ class QueryOnly:
 def check_images(x: Array, name: str) -> None:
     """Raise ValueError unless ``x`` is (N, C, H, W), as the function ``name`` needs it."""
     if getattr(x, "ndim", None) != 4:
-        raise ValueError(
-            f"{name} needs images (N, C, H, W), got shape {np.shape(x)}: reshape x, and let the "
-            "model begin with a layer that flattens"
-        )
+        got = np.shape(x)
+        raise ValueError(f"{name} needs images (N, C, H, W), got shape {got}: reshape them")
 
 
 def check_radius(ball: Ball, name: str, *norms: type[Ball]) -> None:
-    """Raise an error unless the ball is in one of these norms, with a finite ε.
-
-    TypeError if it is in another norm, ValueError if ε is infinite.
-    """
+    """Raise TypeError unless the ball is in one of these norms, ValueError if ε is infinite."""
     if not isinstance(ball, norms):
         allowed = " or ".join(norm.__name__ for norm in norms)
         raise TypeError(f"{name} is for {allowed}, got {ball!r}")
@@ -282,13 +272,12 @@ def pieces(
     open and ``progress`` is true, a bar on terminals counts the examples. It is called ``name``,
     followed by the number of the run if there are several.
     """
-    on_cpu, name = array_module(x) is np, f"{name} {run + 1}/{runs}" if runs > 1 else name
+    on_cpu = array_module(x) is np
+    most = LARGEST_PIECE["cpu" if on_cpu else "gpu"]
+    least = (2 if on_cpu else most + 1) if may_cut(model) else math.inf
+    name = f"{name} {run + 1}/{runs}" if runs > 1 else name
     with bar(progress, len(x), name) as counter:
-        yield {
-            "least": (2 if on_cpu else LARGEST_PIECE["gpu"] + 1) if may_cut(model) else math.inf,
-            "most": LARGEST_PIECE["cpu" if on_cpu else "gpu"],
-            "done": counter.update,
-        }
+        yield {"least": least, "most": most, "done": counter.update}
 
 
 def bar(progress: bool, total: int, name: str):

@@ -43,19 +43,11 @@ class Trace(NamedTuple):
 
 
 def fake_image(
-    model: Callable,
-    target: Array | int,
-    x: Array | None = None,
-    *,
-    shape: tuple[int, ...] = (1, 28, 28),
-    learning_rate: float = 0.5,
-    steps: int = 10,
-    loss: Callable = swapped_binary_cross_entropy,
-    clip: bool = False,
-    details: bool = False,
-    rng: np.random.Generator | int = 0,
-    progress: bool = False,
-) -> Array | tuple[Array, Trace]:
+    model: Callable, target: Array | int, x: Array | None = None, *,
+    shape: tuple[int, ...] = (1, 28, 28), learning_rate: float = 0.5, steps: int = 10,
+    loss: Callable = swapped_binary_cross_entropy, clip: bool = False, details: bool = False,
+    rng: np.random.Generator | int = 0, progress: bool = False,
+) -> Array | tuple[Array, Trace]:  # fmt: skip
     """An image of the target class, for the model, made from noise: x ← x - η ∂Loss(target)/∂x.
 
     The slides' fake image. Szegedy et al. (2014), "Intriguing properties of neural networks",
@@ -151,16 +143,10 @@ def _fake_image(model, x, target, *, learning_rate, steps, loss, clip, details):
 
 
 def untargeted(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    step_size: float = 0.05,
-    steps: int = 20,
-    loss: Callable = cross_entropy,
-    stop_when_wrong: bool = False,
-    progress: bool = False,
-) -> Array:
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    step_size: float = 0.05, steps: int = 20, loss: Callable = cross_entropy,
+    stop_when_wrong: bool = False, progress: bool = False,
+) -> Array:  # fmt: skip
     """Ascent on the loss of the label: x ← clip(x + α g / max|g|), g = ∂Loss(y)/∂x.
 
     The slides' untargeted attack. Because the gradient is divided by its largest entry, a gradient
@@ -213,20 +199,11 @@ def _untargeted(model, x, y, *, step_size, steps, loss, stop_when_wrong):
 
 
 def targeted(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    target: Array | int,
-    distance: str = "l1",
-    weight: float = 30.0,
-    reduction: str = "mean",
-    step_size: float = 0.1,
-    steps: int = 50,
-    keep: str = "best",
-    loss: Callable = cross_entropy,
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    target: Array | int, distance: str = "l1", weight: float = 30.0, reduction: str = "mean",
+    step_size: float = 0.1, steps: int = 50, keep: str = "best", loss: Callable = cross_entropy,
     progress: bool = False,
-) -> Array:
+) -> Array:  # fmt: skip
     """Descent on Loss(target) + λ ‖x̃ - x*‖, from x* = ``x``: another class, but close to x*.
 
     The slides' targeted attack. Steps are x ← clip(x - α g / max|g|) with g the gradient of the

@@ -118,10 +118,7 @@ def _checked_transformation(x, angle, shift):
     """Angle and shift as (N,) and (N, 2), or as (1,) and (1, 2) if all images share them."""
     shared.check_images(x, "rotate_translate")
     if x.dtype.kind != "f":
-        raise TypeError(
-            f"x must hold floating-point numbers, got {x.dtype}: convert with x.astype('float32')"
-        )
-
+        raise TypeError(f"x must hold floating-point numbers, got {x.dtype}: use astype('float32')")
     dtype = _of_positions(x)
 
     def like_x(value):
@@ -139,7 +136,7 @@ def _checked_transformation(x, angle, shift):
 
 
 def _of_positions(x) -> np.dtype:
-    """The dtype of t, u and v: that of x, but float32 at least, to tell positions apart."""
+    """The dtype of t, u and v: the dtype of x, or float32 where x is too coarse for positions."""
     return np.result_type(x.dtype, np.float32)
 
 
@@ -147,20 +144,11 @@ def _of_positions(x) -> np.dtype:
 
 
 def spatial_grid(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    max_angle: float = 30.0,
-    max_shift: float = 3.0,
-    angles: int = 31,
-    shifts: int = 5,
-    exhaustive: bool = False,
-    loss: Callable = cross_entropy,
-    target: Array | int | None = None,
-    details: bool = False,
-    progress: bool = False,
-) -> Array | tuple[Array, Array]:
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    max_angle: float = 30.0, max_shift: float = 3.0, angles: int = 31, shifts: int = 5,
+    exhaustive: bool = False, loss: Callable = cross_entropy, target: Array | int | None = None,
+    details: bool = False, progress: bool = False,
+) -> Array | tuple[Array, Array]:  # fmt: skip
     """The worst rotation and translation of a grid: 31 angles, 5 shifts to the right and 5 down.
 
     The strongest attack of Engstrom et al. (2019). Three numbers are few enough for an exhaustive
@@ -214,7 +202,7 @@ def spatial_grid(
     t = xp.zeros((n, 3), dtype)
     value, fooled = xp.full(n, -np.inf, dtype), xp.zeros(n, bool)
     left = np.arange(n)
-    # The first round is the image itself: what is misclassified already needs no transformation.
+    # The first round is the image itself: if it is misclassified, no transformation is needed.
     rounds = [grid[:1], *(grid[i : i + ROUND] for i in range(1, len(grid), ROUND))]
     for i, some in enumerate(rounds):
         now, arrays = xp.asarray(left), only(left, x, y, target, t, fooled, value)
@@ -229,19 +217,11 @@ def spatial_grid(
 
 
 def spatial_random(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    max_angle: float = 30.0,
-    max_shift: float = 3.0,
-    k: int = 10,
-    loss: Callable = cross_entropy,
-    target: Array | int | None = None,
-    rng: np.random.Generator | int = 0,
-    details: bool = False,
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    max_angle: float = 30.0, max_shift: float = 3.0, k: int = 10, loss: Callable = cross_entropy,
+    target: Array | int | None = None, rng: np.random.Generator | int = 0, details: bool = False,
     progress: bool = False,
-) -> Array | tuple[Array, Array]:
+) -> Array | tuple[Array, Array]:  # fmt: skip
     """The worst of k random rotations and translations.
 
     The paper's "worst-of-10", which is cheap enough for the inner maximisation of min-max training:
@@ -281,20 +261,11 @@ def spatial_random(
 
 
 def spatial_first_order(
-    model: Callable,
-    x: Array | Checked,
-    y: Array | None = None,
-    *,
-    max_angle: float = 30.0,
-    max_shift: float = 3.0,
-    step_size: float = 0.01,
-    steps: int = 200,
-    loss: Callable = cross_entropy,
-    target: Array | int | None = None,
-    rng: np.random.Generator | int = 0,
-    details: bool = False,
-    progress: bool = False,
-) -> Array | tuple[Array, Array]:
+    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    max_angle: float = 30.0, max_shift: float = 3.0, step_size: float = 0.01, steps: int = 200,
+    loss: Callable = cross_entropy, target: Array | int | None = None,
+    rng: np.random.Generator | int = 0, details: bool = False, progress: bool = False,
+) -> Array | tuple[Array, Array]:  # fmt: skip
     """Gradient ascent on the three numbers of the transformation.
 
     PGD, with t instead of the pixels: a random start, steps along the sign of the gradient, back

@@ -59,11 +59,11 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Dataset:
     ValueError
         If there is no dataset of that name.
     DataError
-        If a file cannot be downloaded, or is not what it should be.
+        If a file cannot be downloaded, or has the wrong content.
     """
     check_choice(NAMES, name=name)
     if name == "glyphs":
-        # Not in $TINYADV_DATA: what is made here can be made again, and that folder may be shared.
+        # Not in $TINYADV_DATA: these files can be made again, and that folder may be shared.
         arrays, classes = glyphs.load(Path(folder or cache_folder())), glyphs.CLASSES
     else:
         arrays, classes = download.load(name, data_folder(folder)), download.SOURCES[name].classes
@@ -96,7 +96,7 @@ def batches(
     ----------
     x, y : arrays (N, ...) of either backend
     batch_size : int
-        The last batch has what is left.
+        The last batch may be smaller.
     rng : numpy.random.Generator or int, optional
         Shuffles; an int gives the same order at every call, so an epoch needs a generator. Without
         it the order is kept, and the batches are views.

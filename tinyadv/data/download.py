@@ -15,11 +15,11 @@ from tinyadv.data.readers import REMEDY, DataError, parse_idx, read_cifar10, unp
 
 @dataclass(frozen=True)
 class Archive:
-    """A file as it is published, with the SHA-256 of the archive and of what is inside it."""
+    """A published file, with the SHA-256 of the archive and of its unpacked content."""
 
     name: str
     sha256: str
-    content_sha256: str | None = None  # None where nobody has published it
+    content_sha256: str | None = None  # None where it has not been published
 
 
 def idx_archives(*sha256: str, contents: tuple = (None,) * 4) -> tuple[Archive, ...]:
@@ -30,7 +30,7 @@ def idx_archives(*sha256: str, contents: tuple = (None,) * 4) -> tuple[Archive, 
 
 @dataclass(frozen=True)
 class Source:
-    """A public dataset: addresses, tried in order; files; and what they must hold."""
+    """A public dataset: addresses, which are tried in order; files; and their contents."""
 
     mirrors: tuple[str, ...]
     archives: tuple[Archive, ...]
@@ -142,7 +142,7 @@ def load(name: str, folder: Path) -> dict[str, np.ndarray]:
     Raises
     ------
     DataError
-        If a file cannot be had or is not what it should be.
+        If a file cannot be downloaded, or has the wrong content.
     """
     source = SOURCES[name]
     paths = [fetch(name, archive, folder) for archive in source.archives]
@@ -163,7 +163,7 @@ def load(name: str, folder: Path) -> dict[str, np.ndarray]:
     train, test = source.counts
     check_split(arrays["x_train"], arrays["y_train"], train, source, *paths[:2])
     check_split(arrays["x_test"], arrays["y_test"], test, source, *paths[2:])
-    # After the checks above, because those say more about what is wrong.
+    # After the checks above, because their messages say more.
     if name != "cifar10":
         for archive, content, path in zip(source.archives, contents, paths, strict=True):
             check_content(name, archive, content, path)
@@ -177,12 +177,10 @@ def check_split(
 
     ``paths`` are the files of the images and of the labels.
     """
-    image_path, label_path = paths
-    shape = images.shape[1:]
+    (image_path, label_path), shape = paths, images.shape[1:]
     if shape != source.shape:
-        raise DataError(
-            f"{image_path} has images of shape {shape}, expected {source.shape}: {REMEDY}"
-        )
+        expected = f"expected {source.shape}"
+        raise DataError(f"{image_path} has images of shape {shape}, {expected}: {REMEDY}")
     if len(images) != len(labels):
         raise DataError(
             f"{image_path} has {len(images):,} images but {label_path} has {len(labels):,} "
@@ -190,12 +188,10 @@ def check_split(
         )
     if len(images) != count:
         raise DataError(f"{image_path} has {len(images):,} images, expected {count:,}: {REMEDY}")
-    where, classes = int(labels.argmax()), len(source.classes)
+    where, classes = int(labels.argmax()), len(source.classes)  # the largest label
     if labels[where] >= classes:
-        raise DataError(
-            f"{label_path} has the label {labels[where]} (of image {where}), "
-            f"expected 0 to {classes - 1}: {REMEDY}"
-        )
+        got = f"the label {labels[where]} (of image {where})"
+        raise DataError(f"{label_path} has {got}, expected 0 to {classes - 1}: {REMEDY}")
 
 
 def check_content(name: str, archive: Archive, content: bytes, path: Path) -> None:
@@ -209,8 +205,8 @@ def check_content(name: str, archive: Archive, content: bytes, path: Path) -> No
     if archive.content_sha256 is not None:
         if digest != archive.content_sha256:
             raise DataError(
-                f"{path} is not the file of {name}: expected the SHA-256 "
-                f"{archive.content_sha256} of its unpacked content, got {digest}: {REMEDY}"
+                f"{path} is not the file of {name}: expected the SHA-256 {archive.content_sha256} "
+                f"of its unpacked content, got {digest}: {REMEDY}"
             )
     elif digest in {other.content_sha256 for other in SOURCES["mnist"].archives}:
         raise DataError(f"{path} is a file of MNIST, expected one of {name}: {REMEDY}")

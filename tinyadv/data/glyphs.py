@@ -176,7 +176,7 @@ def distort(bitmaps: np.ndarray, rng: np.random.Generator | int) -> np.ndarray:
 def make_split(
     faces: tuple[str, ...], count: int, rng: np.random.Generator | int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``count`` images of the digits in ``faces``, each digit and face (nearly) equally often.
+    """``count`` images of the digits in ``faces``, each digit and face about equally often.
 
     Returns
     -------

@@ -42,16 +42,15 @@ def unpack(path: Path) -> bytes:
     """
     raw = path.read_bytes()
     if raw[:2] != b"\x1f\x8b":
-        # A mirror that is gone, or a network's log-in page, answers with HTML under any name.
+        # Instead of a file that is gone, or behind a log-in page, a server may send HTML.
         if raw.lstrip()[:1] == b"<":
             raise DataError(f"{path} is a web page (it begins {raw[:40]!r}), not data: {REMEDY}")
         return raw
     try:
         content = gzip.open(io.BytesIO(raw)).read(LARGEST + 1)
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(
-            f"{path} is a damaged or cut-off gzip file of {len(raw):,} bytes ({error}): {REMEDY}"
-        ) from None
+        what = f"damaged or cut-off gzip file of {len(raw):,} bytes"
+        raise DataError(f"{path} is a {what} ({error}): {REMEDY}") from None
     if len(content) > LARGEST:
         raise DataError(f"{path} unpacks to more than {LARGEST:,} bytes: {REMEDY}")
     return content
@@ -66,7 +65,7 @@ def parse_idx(content: bytes, ndim: int, path: Path) -> np.ndarray:
     ndim : int
         The number of axes that are expected: 3 for images, 1 for labels.
     path : path
-        Where ``content`` came from, for the error messages.
+        Where ``content`` came from: the error messages name it.
 
     Returns
     -------
@@ -124,8 +123,8 @@ def read_cifar10(path: Path) -> dict[str, np.ndarray]:
     missing = [name for name in names if name not in batches]
     if missing:
         raise DataError(
-            f"{path} lacks {', '.join(missing)}: expected the binary version of CIFAR-10 "
-            f"(cifar-10-binary.tar.gz), not the one for Python or Matlab: {REMEDY}"
+            f"{path} lacks {', '.join(missing)}: expected CIFAR-10 in the binary version "
+            f"(cifar-10-binary.tar.gz), not for Python or Matlab: {REMEDY}"
         )
     images, labels = zip(*(batches[name] for name in CIFAR10_TRAIN), strict=True)
     train = {"x_train": np.concatenate(images), "y_train": np.concatenate(labels)}

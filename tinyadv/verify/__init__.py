@@ -16,10 +16,6 @@ from tinyadv.verify.interval import (
 )
 
 __all__ = [
-    "certified",
-    "certified_accuracy",
-    "interval_bounds",
-    "interval_rule",
-    "rounded_outward",
+    "certified", "certified_accuracy", "interval_bounds", "interval_rule", "rounded_outward",
     "worst_logits",
-]
+]  # fmt: skip

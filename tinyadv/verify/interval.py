@@ -31,7 +31,7 @@ bounds are infinite or NaN and prove nothing.
 A layer of your own
 -------------------
 A rule belongs to the function that a class computes. A subclass with a ``__call__`` of its own
-computes another function, so it is refused until it has a rule, too:
+computes another function, so it is refused until it has a rule of its own:
 
 >>> class Residual(layers.Sequential):
 ...     def __call__(self, x):
@@ -107,8 +107,8 @@ def interval_bounds(model: layers.Module, low, high, outward: bool = True):
     low, high : (N, …)
         Arrays or tensors, low ≤ high.
     outward : bool
-        Whether the bounds hold in spite of rounding errors. Training can do without, and is a third
-        faster for it.
+        Whether the bounds hold in spite of rounding errors. Training does not need this, and is a
+        third faster without it.
 
     Returns
     -------
@@ -125,10 +125,9 @@ def interval_bounds(model: layers.Module, low, high, outward: bool = True):
     """
     kind = _kind(model)
     if kind is None:
+        known = ", ".join(sorted(kind.__name__ for kind in RULES))
         raise TypeError(
-            f"no interval rule for {type(model).__name__}: use the layers "
-            f"{', '.join(sorted(kind.__name__ for kind in RULES))}, or give it a rule with "
-            "verify.interval_rule"
+            f"no interval rule for {type(model).__name__}: use {known}, or verify.interval_rule"
         )
     return RULES[kind](model, low, high, outward)
 
@@ -216,31 +215,27 @@ def rounded_outward(low, high, terms: int, size, *inputs):
     size : of the shape of the bounds
         An upper bound on the sum of the magnitudes of these numbers, as computed.
     *inputs : arrays or tensors
-        What the sum was computed from, where its dtype may be coarser than that of ``size``.
+        What the sum was computed from, if its dtype may be coarser than the dtype of ``size``.
     """
     error = _error(terms, size, *inputs)
     return low - error, high + error
 
 
 def _error(terms: int, size, *inputs):
-    dtype = max((value_of(x).dtype for x in (size, *inputs)), key=lambda d: np.finfo(d).eps)
-    # Products may also be too small to be represented.
-    return _gamma(terms, dtype) * size + 4 * int(terms) * float(np.finfo(dtype).tiny)
-
-
-def _gamma(terms: int, dtype) -> float:
-    """2 γ / (1 - γ): γ for the bound and γ for the network, of a sum that is off by γ itself.
+    """2 γ / (1 - γ) times the size: γ for the bound and γ for the network, of a size off by γ.
 
     Beside the n products there are the bias, the centre and the radius, their sum, and the addition
     of the error: 16 roundings are more than all these.
     """
+    dtype = max((value_of(x).dtype for x in (size, *inputs)), key=lambda d: np.finfo(d).eps)
     n = (int(terms) + 16) * float(np.finfo(dtype).eps) / 2
     if n > 0.25:
         raise ValueError(
             f"nothing can be proved about sums of {terms} numbers in {dtype}: convert the model "
             "and the images to float32"
         )
-    return 2 * n / (1 - 2 * n)
+    tiny = float(np.finfo(dtype).tiny)  # products may also be too small to be represented
+    return 2 * n / (1 - 2 * n) * size + 4 * int(terms) * tiny
 
 
 def worst_logits(model: layers.Module, low, high, y: Array, outward: bool = True):
