@@ -1,7 +1,6 @@
 """How the modules of the library hang together."""
 
 import ast
-from collections import Counter
 from pathlib import Path
 
 import tinyadv
@@ -49,8 +48,3 @@ def test_the_engine_imports_nothing_but_the_backend():
     assert {source for source, _ in imports("tinyadv.tensor")} == {"tinyadv.backend"}
     text = MODULES["tinyadv.tensor"].read_text(encoding="utf-8")
     assert "threading" not in text and "concurrent" not in text
-
-
-def test_no_two_files_are_called_common():
-    files = Counter(path.name for path in ROOT.parent.rglob("*.py") if ".venv" not in path.parts)
-    assert files["common.py"] <= 1

@@ -8,8 +8,9 @@ import numpy as np
 from tinyadv import attacks, data, fit, inputs, models, ops, optim
 from tinyadv.balls import Linf
 
+from .style import GREY, RED
+
 FIGURE = Path(__file__).parents[1] / "figures" / "readme.png"
-GREY, RED = "#404040", "#C24E00"
 
 
 def image_perturbation_prediction(x, x_adv, before, after, path=FIGURE):

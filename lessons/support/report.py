@@ -11,7 +11,7 @@ In a Markdown file, or in the Markdown cells of a lesson, a table stands between
 and a number is followed by one that says where it was recorded: a file in lessons/results without
 its suffix, then the keys, one after the other:
 
-    99.1 %<!-- = 02_train_a_cnn-mnist-full / mean / test_last -->
+    99.1 %<!-- = training-mnist / mean / test_last -->
 
 A share is written in %, seconds in s or min; a number keeps as many digits as it has in the text.
 """
@@ -96,8 +96,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def mnist_training() -> str:
-    """Lesson 02 on MNIST, beside what the slides report."""
-    numbers = load("02_train_a_cnn-mnist-full")["numbers"]
+    """The slides' network on MNIST, beside what the slides report."""
+    numbers = load("training-mnist")["numbers"]
     keys = ("training", "test_last", "test_best")
     runs = {f"seed {run['seed']}": run for run in numbers["runs"]} | {"mean": numbers["mean"]}
     body = [[name, *(percent(run[key], 2) for key in keys)] for name, run in runs.items()]
@@ -106,14 +106,14 @@ def mnist_training() -> str:
 
 
 def robust_accuracy_of_pgd() -> str:
-    """What PGD of lesson 06 leaves on MNIST."""
-    numbers = load("06_the_inner_maximisation-mnist-full")["numbers"]
+    """Robust accuracy under PGD in three norms."""
+    numbers = load("inner_maximisation-mnist")["numbers"]
     balls = {"Linf": "‖δ‖∞ ≤ 0.3", "L2": "‖δ‖₂ ≤ 1.5", "L1": "‖δ‖₁ ≤ 12"}
     body = []
     for network in ("standard", "robust"):
         for ball, name in balls.items():
             found = numbers[f"accuracy_{ball}_{network}"]
-            shares = (percent(found[key]) for key in ("FGSM", "steps", "restarts"))
+            shares = (percent(found[key]) for key in ("one step", "PGD", "PGD, 3 starts"))
             body.append([f"{network}, {name}", *shares])
     return rows(["", "one step", "PGD-40", "PGD-40, 3 starts"], body)
 
@@ -129,22 +129,22 @@ PUBLISHED = [
     ["Gowal et al. (2020), larger networks", "99.3 %", "", "", "", "96.3 %", ""],
 ]
 NETWORKS = {
-    "natural": "standard training",
+    "standard": "standard training",
     "gradient penalty": "gradient penalty",
     "fast": "fast (one step)",
     "PGD": "PGD",
     "TRADES": "TRADES",
     "interval bounds": "interval bounds",
     "PGD, larger": "PGD, larger network",
-    "bounds, thresholds": "interval bounds, thresholds †",
-    "bounds, committee": "ensemble of two such networks †",
+    "interval bounds, thresholds": "interval bounds, thresholds †",
+    "interval bounds, thresholds, ensemble": "ensemble of two such networks †",
 }
 
 
 def robust_networks() -> str:
-    """The networks of lesson 07 on MNIST, beside published ones."""
-    networks = load("07_min_max_training-mnist-full")["numbers"]["networks"]
-    columns = ["clean", "FGSM", "PGD-40", "PGD-100", "ensemble", "certified"]
+    """The networks of the min-max experiment, beside published ones."""
+    networks = load("min_max_training-mnist")["numbers"]["networks"]
+    columns = ["clean", "FGSM", "PGD-40", "PGD-100", "AutoAttack", "certified"]
     body = []
     for name, label in NETWORKS.items():
         row = networks[name]

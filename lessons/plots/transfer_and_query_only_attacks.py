@@ -1,0 +1,44 @@
+"""The figures of lesson 08."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from .style import BLUE, GREEN, images, percent
+
+
+def gradients(image, of):
+    """An image (28, 28) and the gradients of its margin: {network: (28, 28)}."""
+    figure, axes = plt.subplots(1, 1 + len(of), figsize=(9, 2.5))
+    images(axes[:1], [image], ["image"])
+    for ax, (name, g) in zip(axes[1:], of.items(), strict=True):
+        most = np.percentile(abs(g), 99.5)
+        images([ax], [g], [name], low=-most, high=most, cmap="PuOr_r")
+    figure.suptitle(
+        "Gradients of the margin: alike for two robust networks, less so for two standard ones",
+        x=0.01, ha="left", fontsize=12,
+    )  # fmt: skip
+    return figure
+
+
+def stages(pictures):
+    """The best image after some queries: {queries: ((28, 28), margin)}."""
+    figure, axes = plt.subplots(1, len(pictures), figsize=(9, 2.4))
+    titles = [f"query {q}\nmargin {m:.2f}".replace("-", "−") for q, (_, m) in pictures.items()]
+    images(axes, [picture for picture, _ in pictures.values()], titles)
+    figure.suptitle(
+        "Square: stripes first, then smaller and smaller squares", x=0.01, ha="left", fontsize=12
+    )
+    return figure
+
+
+def queries(after, pgd):
+    """Accuracy after 0, 1, 2, … queries, {network: (Q + 1,)}, and under PGD: {network: share}."""
+    figure, ax = plt.subplots(figsize=(8.6, 3.6))
+    for (name, curve), colour in zip(after.items(), (BLUE, GREEN), strict=True):
+        ax.plot(np.arange(1, len(curve)), curve[1:], color=colour, label=f"{name}, Square")
+        ax.axhline(pgd[name], color=colour, linestyle=":", label=f"{name}, PGD with gradients")
+    ax.set(xscale="log", xlabel="queries for each image", ylabel="accuracy")
+    ax.set_title("A few hundred queries do almost what gradients do")
+    percent(ax)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=10)
+    return figure
