@@ -280,7 +280,7 @@ kinds = [("dense", 1), ("dense", 4), ("dense", 8), ("convolutional", 2), ("convo
 rows, depth = [], {}
 for family, hidden in kinds[::3] if run.quick else kinds:
     recipe = zoo.dense_net if family == "dense" else zoo.conv_net
-    for seed in (run.seed, run.seed + 1):
+    for seed in [run.seed, run.seed + 1][: 1 if run.quick else 2]:
         model = recipe(few, hidden=hidden, seed=seed, epochs=1 if run.quick else 8)
         accuracy = evaluate.accuracy(model, few.x_test, few.y_test)
         x_adv = untargeted(model, victims, labels, alpha=0.02, steps=50, stop=True)

@@ -35,8 +35,7 @@ xp = run.xp  # numpy, or cupy with --backend cupy
 rng = np.random.default_rng(run.seed)
 digits = run.load()  # 28×28 images of printed digits, unless --data says otherwise
 standard = zoo.standard(digits, backend=run.backend)  # the network of lesson 02
-how = {"epochs": 1 if run.quick else None, "backend": run.backend}
-robust = zoo.robust(digits, **how)  # lesson 10 trains such networks
+robust = zoo.robust(digits, backend=run.backend)  # lesson 10 trains such networks
 epsilon = zoo.EPSILON[digits.name]
 images, labels = cli.spread(digits.x_test, digits.y_test, 30 if run.quick else 150)
 x, y = xp.asarray(images), xp.asarray(labels)  # (N, 1, 28, 28), (N,)

@@ -192,7 +192,7 @@ def carlini_wagner(model, x, y, c, steps, searches):
 theirs = attacks.deepfool(standard, few, few_y, details=True)[1].distance
 print(f"DeepFool, largest difference in length: {abs(ours - theirs).max():.0e}")
 assert abs(ours - theirs).max() < 1e-3
-steps, searches = (25, 2) if run.quick else (150, 5)
+steps, searches = (40, 2) if run.quick else (150, 5)
 plain = {"start": "image", "abort_early": False, "search_steps": searches, "details": True}
 _, found = attacks.carlini_wagner(standard, few, few_y, initial_c=10.0, steps=steps, **plain)
 _, lengths = carlini_wagner(standard, few, few_y, 10.0, steps, searches)

@@ -37,7 +37,7 @@ from tinyadv.losses import cross_entropy
 run = cli.start("09_simple_transformations", __doc__)
 rng = np.random.default_rng(run.seed)
 digits = run.load()
-standard, robust = zoo.standard(digits), zoo.robust(digits, epochs=2)  # L∞: see lesson 10
+standard, robust = zoo.standard(digits), zoo.robust(digits, epochs=1 if run.quick else 2)
 x, y = cli.spread(digits.x_test, digits.y_test, 30 if run.quick else 70)
 LIMITS = np.array([30.0, 3.0, 3.0])  # of t: degrees, pixels to the right, pixels down
 

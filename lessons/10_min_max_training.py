@@ -35,9 +35,9 @@ from tinyadv.losses import cross_entropy
 run = cli.start("10_min_max_training", __doc__, backend=True)
 xp = run.xp  # numpy, or cupy with --backend cupy
 rng = np.random.default_rng(run.seed)
-digits = run.load(600 if run.quick else 4000)  # few, because we train six networks
+digits = run.load(400 if run.quick else 4000)  # few, because we train six networks
 epsilon = zoo.EPSILON[digits.name]
-images, labels = cli.spread(digits.x_test, digits.y_test, 50 if run.quick else 200)
+images, labels = cli.spread(digits.x_test, digits.y_test, 30 if run.quick else 200)
 x_test, y_test = xp.asarray(images), xp.asarray(labels)  # (N, 1, 28, 28), (N,)
 
 # %% [markdown]

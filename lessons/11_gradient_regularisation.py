@@ -33,7 +33,7 @@ from tinyadv.losses import cross_entropy
 run = cli.start("11_gradient_regularisation", __doc__)
 rng = np.random.default_rng(run.seed)
 digits = run.load()
-standard, robust = zoo.standard(digits), zoo.robust(digits, epochs=1 if run.quick else None)
+standard, robust = zoo.standard(digits), zoo.robust(digits)
 epsilon = zoo.EPSILON[digits.name]  # the radius that lesson 10 trained for
 x, y = cli.spread(digits.x_test, digits.y_test, 40 if run.quick else 200)  # (N, 1, 28, 28), (N,)
 

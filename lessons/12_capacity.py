@@ -170,7 +170,7 @@ assert size == sum(p.size for p in models.madry_cnn().parameters())
 # %%
 widths = (1, 2) if run.quick else (1, 2, 4)
 count = 2500 if run.options.data == "glyphs" else 10_000  # handwriting is harder to fit
-digits = run.load(train=1000 if run.quick else count)
+digits = run.load(train=600 if run.quick else count)
 settings = {"epochs": 2, "steps": 2} if run.quick else {"epochs": 4, "steps": 3, "batch_size": 50}
 epsilon = zoo.EPSILON[digits.name]
 ball = Linf(epsilon)

@@ -32,10 +32,10 @@ from tinyadv.layers import Sequential
 run = cli.start("13_evaluating_honestly", __doc__, data=("glyphs", "mnist"))
 digits = run.load()
 standard = zoo.standard(digits)  # lesson 02
-robust = zoo.robust(digits, epochs=1 if run.quick else None)  # lesson 10
+robust = zoo.robust(digits)  # lesson 10
 epsilon = zoo.EPSILON[digits.name]
 ball = Linf(epsilon)
-x, y = cli.spread(digits.x_test, digits.y_test, 15 if run.quick else 40)  # (N, 1, 28, 28), (N,)
+x, y = cli.spread(digits.x_test, digits.y_test, 8 if run.quick else 40)  # (N, 1, 28, 28), (N,)
 
 # %% [markdown]
 # ## Step 1: four different attacks, image by image
