@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lessons.support import cli, zoo
+from lessons.support import cli, judge, zoo
 from tinyadv import attacks, evaluate, fit, models, optim, verify
 from tinyadv.balls import Linf
 from tinyadv.checkpoint import load_state, save_state
@@ -174,6 +174,30 @@ def test_a_table_is_aligned_and_shares_are_percentages(capsys):
 def test_test_images_come_from_all_over(count, expected):
     x, y = cli.spread(np.arange(10), -np.arange(10), count)
     assert x.tolist() == (-y).tolist() == expected
+
+
+# ---- networks that are judged --------------------------------------------------------------------
+
+
+def test_judge_counts_what_survives_each_attack(cache, monkeypatch):
+    monkeypatch.setattr(judge, "PART", 10)
+    model = models.mlp((784, 10), 3)
+    x = np.random.default_rng(0).random((25, 1, 28, 28), np.float32)
+    y = evaluate.predict(model, x)
+    y[:5] = (y[:5] + 1) % 10  # misclassified from the start
+    how = {"starts": 2, "autoattack": {"steps": 3, "targets": 1, "queries": 5}, "seed": 0}
+    rows = {epsilon: judge.judge(model, x, y, epsilon, **how) for epsilon in (0.0, 0.004, 0.5)}
+    for row in rows.values():
+        shares = [row[column] for column in judge.COLUMNS]
+        assert row["images"] == 25 and shares[0] == 0.8
+        assert shares[:-1] == sorted(shares[:-1], reverse=True) and shares[-1] <= shares[-2]
+    assert rows[0.0]["AutoAttack"] == rows[0.0]["certified"] == 0.8
+    assert 0 < rows[0.004]["AutoAttack"] < 0.8 and rows[0.5]["FGSM"] == 0
+
+    monkeypatch.setattr(judge, "survivors", lambda *_, **__: dict.fromkeys(judge.COLUMNS, 0))
+    assert judge.judge(model, x, y, 0.5, **how) == rows[0.5]  # kept, part by part
+    assert judge.judge(model, x[::-1].copy(), y, 0.0, **how)["clean"] == 0  # other images
+    assert judge.judge(model, x, y, 0.0, **{**how, "seed": 1})["clean"] == 0  # other settings
 
 
 # ---- networks that are trained once --------------------------------------------------------------

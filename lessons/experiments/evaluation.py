@@ -16,9 +16,8 @@ their rows from the recorded results). The other five are attacked with 1,000:
 import zlib
 from functools import partial
 
-import numpy as np
-
 from lessons.support import cli, zoo
+from lessons.support.judge import judge
 from tinyadv import (
     Tensor,
     attacks,
@@ -28,7 +27,6 @@ from tinyadv import (
     grad,
     losses,
     to_numpy,
-    verify,
 )
 from tinyadv.balls import Linf
 from tinyadv.inputs import quiet
@@ -81,33 +79,6 @@ def behind_a_detector(standard, x, y, unseen, pgd, **attack) -> dict:
         wrong = evaluate.predict(standard, x_adv) != y
         row[name] = 1 - float((wrong & ~detector.refuses(x_adv)).mean())  # not misclassified unseen
     return row | {"threshold": float(detector.threshold)}
-
-
-def attacked(model, x, y, ball, starts: int, seed: int, **effort) -> dict:
-    """The robust accuracy after each attack in turn, and the certified accuracy, its lower bound.
-
-    FGSM; Madry's PGD-40; PGD-100 from several starts; AutoAttack. Images with a certificate, which
-    no attack can change, are not attacked.
-    """
-    proved = to_numpy(verify.certified(model, x, y, ball.epsilon))
-    pgd = partial(attacks.pgd, ball=ball, step_size=ball.epsilon / 30)  # Madry's 0.01 at 0.3
-    tried = {"FGSM": partial(attacks.fgsm, ball=ball, random_start=False)}
-    tried["PGD-40"] = partial(pgd, steps=40, rng=seed)
-    tried |= {f"PGD-100, start {i}": partial(pgd, steps=100, rng=i) for i in range(starts)}
-    tried["AutoAttack"] = partial(attacks.auto_attack, ball=ball, rng=seed, **effort)
-    correct = to_numpy(evaluate.predict(model, x) == y)
-    row, left = {"clean": correct.mean()}, np.flatnonzero(~proved)
-    survive = dict.fromkeys(tried, proved.sum())
-    if len(left):
-        with quiet():
-            found = evaluate.robustness(
-                model, x[left], y[left], tried, ball=ball, cascade=True, progress=True
-            )
-        survive = {name: proved.sum() + f.survived.sum() for name, f in found.attacks.items()}
-    survive["PGD-100"] = survive[f"PGD-100, start {starts - 1}"]
-    names = ("FGSM", "PGD-40", "PGD-100", "AutoAttack")
-    row |= {name: survive[name] / len(x) for name in names}
-    return row | {"certified": proved.mean(), "images": len(x)}
 
 
 def main() -> None:
@@ -168,7 +139,8 @@ def main() -> None:
     for name, model in networks.items():
         weights = [zlib.crc32(to_numpy(a).tobytes()) for a in model.state_dict().values()]
         key = {"weights": weights, "images": len(many[0]), "epsilon": ball.epsilon, **settings}
-        rows[name] = run.kept(key, partial(attacked, model, *many, ball, **settings))
+        how = {"starts": settings["starts"], "autoattack": effort, "seed": seed}
+        rows[name] = run.kept(key, partial(judge, model, *many, ball.epsilon, **how))
 
     models["robust"] = networks["robust"]
     for name, model in models.items():

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, images, percent
+from .style import GREEN, GREY, ORANGE, PURPLE, RED, images, percent
 
 
 def training_loss(curves):
@@ -54,7 +54,7 @@ def input_gradients(pictures, gradients):
 def training_length(curves):
     """Over minutes of training: {network: {epochs: {"cpu_seconds": …, and a share of images}}}."""
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
-    for (name, curve), colour in zip(curves.items(), (BLUE, GREEN, PURPLE), strict=False):
+    for (name, curve), colour in zip(curves.items(), (GREEN, PURPLE, ORANGE), strict=False):
         minutes = [found["cpu_seconds"] / 60 for found in curve.values()]
         shares = [found.get("certified", found.get("short AutoAttack")) for found in curve.values()]
         by = "certified" if "certified" in next(iter(curve.values())) else "under AutoAttack"

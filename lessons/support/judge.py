@@ -18,6 +18,7 @@ import json
 import warnings
 from functools import partial
 
+import tinyadv
 from tinyadv import attacks, data, evaluate, to_numpy, verify
 from tinyadv.balls import Linf
 from tinyadv.checkpoint import replacing
@@ -32,6 +33,7 @@ def judge(
     """The share of the images that survive, by column, and ``"images"``, their number.
 
     The counts of every 1,000 images are kept in the cache, because all of them may take hours.
+    Delete its folder ``judged`` if you change an attack.
 
     Parameters
     ----------
@@ -48,7 +50,7 @@ def judge(
         Of PGD-40 and AutoAttack.
     """
     how = {"starts": starts, "autoattack": autoattack or {}, "seed": seed}
-    network = [repr(model), digest(*model.state_dict().values())]
+    network = [tinyadv.__version__, repr(model), digest(*model.state_dict().values())]
     total = {}
     for start in range(0, len(x), PART):
         part = x[start : start + PART], y[start : start + PART]
