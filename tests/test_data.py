@@ -36,7 +36,7 @@ from tinyadv.data import (
     readers,
 )
 from tinyadv.data.__main__ import main
-from tinyadv.data.readers import parse_cifar10, parse_idx, read_cifar10, unpack
+from tinyadv.data.readers import parse_cifar10, parse_idx, read_cifar10, read_npz, unpack
 
 IDX_FILES = (
     *("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -428,7 +428,7 @@ def test_sources_are_complete():
 
 
 def test_unknown_name(tmp_path):
-    with pytest.raises(ValueError, match=r"'glyphs', 'mnist', 'fashion', 'cifar10'.*got 'emnist'"):
+    with pytest.raises(ValueError, match=r"glyphs, mnist, fashion, cifar10.*got 'emnist'"):
         load("emnist", tmp_path)
 
 
@@ -470,6 +470,115 @@ def run_python(*arguments, **environment):
         capture_output=True,
         encoding="utf-8",
     )
+
+
+# ---- a file of one's own -------------------------------------------------------------------------
+
+OWN = {
+    "x_train": np.arange(6 * 8 * 7).reshape(6, 8, 7) % 256,
+    "y_train": np.arange(6) % 4,
+    "x_test": np.arange(2 * 8 * 7).reshape(2, 8, 7) % 256,
+    "y_test": np.array([1, 3]),
+}
+
+
+def own(tmp_path, **changed):
+    path = tmp_path / "mine.npz"
+    arrays = {**OWN, **changed}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+@given(
+    channels=st.sampled_from([1, 3]),
+    layout=st.sampled_from(["first", "last", "none"]),
+    kind=st.sampled_from([np.uint8, np.int64, np.float16, np.float32, np.float64]),
+    column=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_own_images_come_out_alike_however_they_are_kept(
+    channels, layout, kind, column, seed, tmp_path_factory
+):
+    channels = 1 if layout == "none" else channels
+    rng = np.random.default_rng(seed)
+    images = {n: rng.integers(0, 256, (n, channels, 5, 6)) for n in (4, 2)}  # train, test
+    changed = {}
+    for split, x in (("train", images[4]), ("test", images[2])):
+        kept = {"first": x, "last": x.transpose(0, 2, 3, 1), "none": x[:, 0]}[layout]
+        kept = (kept / 255).astype(kind) if np.issubdtype(kind, np.floating) else kept.astype(kind)
+        y = np.arange(len(x)) % 3
+        changed |= {f"x_{split}": kept, f"y_{split}": y[:, None] if column else y}
+    data = load(own(tmp_path_factory.mktemp("own"), **changed))
+    assert (data.name, data.classes) == ("mine.npz", ("0", "1", "2"))
+    for x, found in ((images[4], data.x_train), (images[2], data.x_test)):
+        assert found.dtype == np.float32 and found.flags.c_contiguous
+        np.testing.assert_allclose(found, x / 255, atol=1e-3 if kind is np.float16 else 1e-7)
+    assert data.y_train.dtype == np.int64 and data.y_train.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"y_test": None}, ["lacks y_test", "x_train, y_train, x_test"]),
+        ({"x_train": np.zeros((6, 8))}, ["x_train", "(6, 8)", "(N, H, W)"]),
+        ({"x_train": np.zeros((6, 8, 7, 2))}, ["(6, 8, 7, 2)", "C = 1 or 3"]),
+        ({"x_train": np.zeros((6, 3, 7, 3))}, ["(6, 3, 7, 3)", "either"]),
+        ({"x_train": np.zeros((0, 8, 7))}, ["no images"]),
+        ({"x_train": np.zeros((6, 8, 7), complex)}, ["complex128", "0–255"]),
+        ({"x_train": np.full((6, 8, 7), 300)}, ["300", "0–255"]),
+        ({"x_train": np.full((6, 8, 7), -1)}, ["-1", "0–255"]),
+        ({"x_train": np.ones((6, 8, 7), int)}, ["1 and 1", "multiply"]),
+        ({"x_train": np.full((6, 8, 7), 255.0)}, ["255", "scaling"]),
+        ({"x_train": np.full((6, 8, 7), -0.5)}, ["-0.5", "scaling"]),
+        ({"x_train": np.full((6, 8, 7), np.nan)}, ["nan", "scaling"]),
+        ({"x_test": np.zeros((2, 8, 8))}, ["(1, 8, 7)", "(1, 8, 8)"]),
+        ({"y_train": np.eye(6)}, ["(6, 6)", "argmax"]),
+        ({"y_train": np.arange(5)}, ["6 images", "5 labels"]),
+        ({"y_train": np.array([0, 1, 2, -1, 0, 0])}, ["whole numbers"]),
+        ({"y_train": np.array([0, 1, 2, 0.5, 0, 0])}, ["whole numbers"]),
+        ({"y_train": np.array(list("abcdef"))}, ["whole numbers", "'a'"]),
+        ({"y_train": np.array([0, 1, 2, np.inf, 0, 0])}, ["whole numbers"]),
+        ({"y_train": np.array([0, 1, 2, 10**9, 0, 0])}, ["10,000"]),
+        ({"y_train": np.array([None] * 6)}, ["Python objects"]),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_ones_own(changed, words, tmp_path):
+    with pytest.raises(DataError) as error:
+        load(own(tmp_path, **changed))
+    assert "mine.npz" in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 cut off", b"\x93NUMPY"])
+def test_a_file_that_numpy_did_not_write(content, tmp_path):
+    path = tmp_path / "mine.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="mine"):
+        read_npz(path)
+    with pytest.raises(DataError, match="no file"):
+        load(tmp_path / "other.npz")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(path)
+    with pytest.raises(DataError, match="mine"):
+        read_npz(path)
+
+
+def test_a_cut_off_file(tmp_path):
+    path = own(tmp_path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match="mine"):
+        load(path)
+
+
+def test_command_checks_a_file_of_ones_own(tmp_path, capsys):
+    assert main([str(own(tmp_path))]) == 0
+    assert "mine.npz: 6 training and 2 test images (1×8×7) of 4 classes" in capsys.readouterr().out
+    assert main([str(own(tmp_path, x_test=None))]) == 1
+    assert "lacks x_test" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["letters"])
+    assert "glyphs" in capsys.readouterr().err
 
 
 # ---- MNIST itself -------------------------------------------------------------------------------

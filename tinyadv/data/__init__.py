@@ -1,13 +1,13 @@
 """Datasets: images in [0, 1] with labels, and the batches that training and attacks go through.
 
 ``glyphs`` needs no download; ``python -m tinyadv.data mnist fashion cifar10`` fetches the others
-beforehand.
+beforehand. A file of your own, ``load("FILE.npz")``, is a dataset, too.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import numpy as np
 
 from tinyadv.backend import array_module
 from tinyadv.data import download, glyphs
-from tinyadv.data.readers import DataError
-from tinyadv.inputs import check_choice, check_counts
+from tinyadv.data.readers import DataError, read_npz
+from tinyadv.inputs import check_counts
 
 __all__ = [
     "NAMES", "DataError", "Dataset", "batches", "cache_folder", "data_folder", "load",
@@ -43,16 +43,19 @@ class Dataset:
     classes: tuple[str, ...]
 
 
-def load(name: str, folder: str | os.PathLike[str] | None = None) -> Dataset:
-    """A dataset by name, downloaded or made the first time.
+def load(name: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> Dataset:
+    """A dataset by name, downloaded or made the first time, or from a file of your own.
 
     Parameters
     ----------
-    name : {"glyphs", "mnist", "fashion", "cifar10"}
+    name : {"glyphs", "mnist", "fashion", "cifar10"}, or the path of a file ``….npz``
         10,000 + 2,000 distorted printed digits (28×28, no download); 60,000 + 10,000 handwritten
-        digits, or pieces of clothing (28×28 both); 50,000 + 10,000 photographs (3×32×32).
+        digits, or pieces of clothing (28×28 both); 50,000 + 10,000 photographs (3×32×32). A file
+        has the arrays ``x_train``, ``y_train``, ``x_test`` and ``y_test``, as Keras keeps them: see
+        :func:`tinyadv.data.readers.read_npz`. Its dataset has the name of the file,
+        and the classes "0" to "K-1", where K - 1 is the largest label.
     folder : path, optional
-        Where its files are, in a folder of its own name; see ``data_folder``.
+        Where the files of a named dataset are, in a folder of its own name; see ``data_folder``.
 
     Raises
     ------
@@ -61,7 +64,12 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Dataset:
     DataError
         If a file cannot be downloaded, or has the wrong content.
     """
-    check_choice(NAMES, name=name)
+    check_name(name)
+    if name not in NAMES:
+        path = Path(name).expanduser()
+        arrays = read_npz(path)
+        count = 1 + max(int(arrays[y].max()) for y in ("y_train", "y_test"))
+        return Dataset(path.name, **arrays, classes=tuple(map(str, range(count))))
     if name == "glyphs":
         # Not in $TINYADV_DATA: these files can be made again, and that folder may be shared.
         arrays, classes = glyphs.load(Path(folder or cache_folder())), glyphs.CLASSES
@@ -70,6 +78,13 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Dataset:
     for split in ("x_train", "x_test"):  # from bytes, 0 to 255, to float32, 0 to 1
         arrays[split] = np.divide(arrays[split], np.float32(255), dtype=np.float32, order="C")
     return Dataset(name, **arrays, classes=classes)
+
+
+def check_name(name: str | os.PathLike[str], names: Sequence[str] = NAMES) -> None:
+    """ValueError if ``name`` is neither one of ``names`` nor the path of a file ``….npz``."""
+    if name not in names and not os.fspath(name).lower().endswith(".npz"):
+        listed = ", ".join(names)
+        raise ValueError(f"must be {listed} or the path of a file ….npz, got {name!r}")
 
 
 def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:

@@ -137,7 +137,8 @@ def load(name: str, folder: Path) -> dict[str, np.ndarray]:
 
     Returns
     -------
-    dict with ``x_train``, ``x_test``: uint8 (N, C, H, W), and ``y_train``, ``y_test``: int64 (N,)
+    arrays : dict
+        ``x_train``, ``x_test``: uint8 (N, C, H, W), and ``y_train``, ``y_test``: int64 (N,)
 
     Raises
     ------

@@ -198,7 +198,8 @@ def make() -> dict[str, np.ndarray]:
 
     Returns
     -------
-    dict with ``x_train``, ``x_test``: uint8 (N, 1, 28, 28), and ``y_train``, ``y_test``: int64 (N,)
+    arrays : dict
+        ``x_train``, ``x_test``: uint8 (N, 1, 28, 28), and ``y_train``, ``y_test``: int64 (N,)
     """
     rng = np.random.default_rng(SETTINGS["seed"])
     train_faces = tuple(face for face in FACES if face not in TEST_FACES)

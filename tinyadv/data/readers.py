@@ -1,4 +1,4 @@
-"""Read MNIST's IDX files and CIFAR-10's binary archive, and say exactly what is wrong with one.
+"""Read data files, and say exactly what is wrong with one: MNIST's, CIFAR-10's, or your own.
 
 IDX (MNIST, Fashion-MNIST), big-endian, http://yann.lecun.com/exdb/mnist:
 
@@ -16,6 +16,7 @@ import gzip
 import io
 import math
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def read_cifar10(path: Path) -> dict[str, np.ndarray]:
 
     Returns
     -------
-    dict with ``x_train``, ``x_test``: uint8 (N, 3, 32, 32), and ``y_train``, ``y_test``: int64 (N,)
+    arrays : dict
+        ``x_train`` and ``x_test`` uint8 (N, 3, 32, 32); ``y_train`` and ``y_test`` int64 (N,).
 
     Raises
     ------
@@ -142,3 +144,98 @@ def parse_cifar10(content: bytes, source: str) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{source} has {got}, not a multiple of the {record} of a record: {REMEDY}")
     records = np.frombuffer(content, np.uint8).reshape(-1, record)  # (N, 3073)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The images and labels in a file of one's own, as Keras keeps them.
+
+    Parameters
+    ----------
+    path : path
+        Of a file that ``numpy.savez`` wrote, with the arrays ``x_train``, ``y_train``, ``x_test``,
+        ``y_test``. Images: (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3, integers 0–255
+        or floats 0–1. Labels: (N,) or (N, 1), whole numbers from 0.
+
+    Returns
+    -------
+    arrays : dict
+        ``x_train`` and ``x_test`` float32 (N, C, H, W); ``y_train`` and ``y_test`` int64 (N,).
+
+    Raises
+    ------
+    DataError
+        If there is no such file, an array is missing, or its shape or its values are other ones.
+    """
+    names = ("x_train", "y_train", "x_test", "y_test")
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is not a file that numpy.savez wrote, or it is cut off")
+    try:
+        with open(path, "rb") as raw, np.load(raw) as file:  # no pickles: loading runs no code
+            arrays = {name: file[name] for name in names if name in file}
+            found = ", ".join(file) or "nothing"
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        what = "is damaged, or has Python objects instead of numbers"
+        raise DataError(f"{path} {what} ({type(error).__name__})") from None
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise DataError(
+            f"{path} lacks {', '.join(missing)}: expected the arrays {', '.join(names)}, "
+            f"got {found}"
+        )
+    for split in ("train", "test"):
+        x, y = f"x_{split}", f"y_{split}"
+        arrays[x] = as_images(arrays[x], f"{path}: {x}")
+        arrays[y] = as_labels(arrays[y], f"{path}: {y}")
+        if len(arrays[x]) != len(arrays[y]):
+            lengths = f"{len(arrays[x]):,} images and {len(arrays[y]):,} labels"
+            raise DataError(f"{path} has {lengths} in {x} and {y}: expected one label per image")
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        shapes = " and ".join(str(arrays[x].shape[1:]) for x in ("x_train", "x_test"))
+        raise DataError(
+            f"{path} has images of two shapes (C, H, W) in x_train and x_test: {shapes}"
+        )
+    return arrays
+
+
+def as_images(x: np.ndarray, source: str) -> np.ndarray:
+    """Images as float32 (N, C, H, W), 0–1; ``source`` names them in the error, a ``DataError``."""
+    shape = x.shape
+    if x.ndim == 3:
+        x = x[:, None]  # (N, H, W) -> (N, 1, H, W)
+    elif x.ndim == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3):
+        x = x.transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+    elif x.ndim != 4 or shape[1] not in (1, 3) or shape[3] in (1, 3):
+        expected = "(N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3"
+        either = x.ndim == 4 and shape[1] in (1, 3) and shape[3] in (1, 3)
+        why = ", and this may be either of the last two" if either else ""
+        raise DataError(f"{source} has shape {shape}: expected {expected}{why}")
+    if x.size == 0:
+        raise DataError(f"{source} has shape {shape}: there are no images")
+    if x.dtype.kind not in "buif":
+        raise DataError(f"{source} has dtype {x.dtype}: expected integers 0–255 or floats 0–1")
+    low, high = x.min(), x.max()  # NaN if there is one
+    if x.dtype.kind in "ui" and high <= 1:
+        remedy = "multiply them by 255, or convert them to floats"
+        raise DataError(f"{source} has no integers but {low} and {high}, of 0–255: {remedy}")
+    largest = 255 if x.dtype.kind in "ui" else 1
+    if not (low >= 0 and high <= largest):
+        raise DataError(
+            f"{source} has values from {low:.4g} to {high:.4g}: expected integers 0–255 or floats "
+            "0–1; undo any other scaling before you save them"
+        )
+    return np.divide(x, np.float32(largest), dtype=np.float32, order="C")
+
+
+def as_labels(y: np.ndarray, source: str) -> np.ndarray:
+    """Labels as int64 (N,); ``source`` names them in the error, a ``DataError``."""
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        hint = "; of one-hot labels take argmax(axis=1)" if y.ndim == 2 else ""
+        raise DataError(f"{source} has shape {y.shape}: expected (N,){hint}")
+    if y.dtype.kind not in "uif" or not ((y >= 0) & (y < 10_000) & (y == np.trunc(y))).all():
+        got = f"got {y[:5].tolist()} …"
+        raise DataError(f"{source} must be whole numbers from 0 to K − 1, below 10,000, {got}")
+    return y.astype(np.int64)
