@@ -163,7 +163,7 @@ def test_a_square_from_sources_to_targets(images):
     np.testing.assert_array_equal(shown, expected)
     crossed = [[len(ax.lines) == 2 for ax in row] for row in axes]
     np.testing.assert_array_equal(crossed, ~reached)
-    framed = [[ax.spines["top"].get_visible() for ax in row] for row in axes]
+    framed = [[ax.spines["top"].get_linewidth() == 3 for ax in row] for row in axes]
     np.testing.assert_array_equal(framed, np.eye(3, dtype=bool))
     assert [ax.get_title() for ax in axes[0]] == ["a", "b", "ankle boot"]
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["a", "b", "ankle boot"]
@@ -255,16 +255,18 @@ PLANE = (np.linspace(-1, 1, 4), np.linspace(-2, 2, 5), RNG.random((5, 4)))
 
 
 def test_a_landscape(xp):
-    ax = viz.loss_landscape(*map(xp.asarray, PLANE), names=("up", "aside"))
+    figure = viz.loss_landscape(*map(xp.asarray, PLANE), names=("up", "aside"))
+    ax = figure.axes[0]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("up", "aside")
     assert ax.get_xlim() == (-1, 1) and ax.get_ylim() == (-2, 2) and ax.get_box_aspect() == 1
     areas, lines = ax.collections[:2]
     assert lines.levels[0] > areas.levels[0]  # none at the lowest: that would draw the rounding
-    assert_all_is_inside(ax.figure)
-    ax = viz.loss_landscape(*PLANE, surface=True)
+    assert_all_is_inside(figure)
+    figure = viz.loss_landscape(*PLANE, surface=True)
+    ax = figure.axes[0]
     assert ax.name == "3d" and ax.get_zlabel() == "loss"
     assert ax.get_xlabel() == "adversarial direction"
-    ax.figure.canvas.draw()
+    figure.canvas.draw()
 
 
 def test_a_landscape_has_a_value_for_each_place():
@@ -278,7 +280,8 @@ def test_a_landscape_has_a_value_for_each_place():
 def test_curves_are_in_percent_and_in_order():
     names = [f"model {i}" for i in range(8)]  # more than there are colours
     given = {name: (np.array([0.2, 0.0, 0.1]), np.array([0.1, 0.9, 0.5])) for name in names}
-    ax = viz.robustness_curves(given, chance=0.1)
+    figure = viz.robustness_curves(given, chance=0.1)
+    ax = figure.axes[0]
     chance, *curves = ax.lines
     assert list(chance.get_ydata()) == [10, 10]
     for curve in curves:
@@ -288,8 +291,9 @@ def test_curves_are_in_percent_and_in_order():
     assert len(looks) == 8
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["guessing", *names]
     assert ax.get_ylim() == (0, 100) and ax.get_xlim()[0] == 0
-    assert_all_is_inside(ax.figure)
-    assert len(viz.robustness_curves(given).lines) == 8
+    assert_all_is_inside(figure)
+    figure = viz.robustness_curves(given, colours=("red", "blue"))
+    assert [line.get_color() for line in figure.axes[0].lines] == ["red", "blue"] * 4
 
 
 # ------------------------------------------------------------------------------ all of them
@@ -304,9 +308,29 @@ def test_they_draw_where_they_are_told_to():
     assert viz.source_target_grid(square, figure=parts[2]) is parts[2]
     assert_all_is_inside(whole)
     figure, (left, right) = plt.subplots(1, 2)
-    assert viz.loss_landscape(*PLANE, axes=left) is left
-    assert viz.robustness_curves({"a": ([0, 1], [1, 0])}, axes=right) is right
+    assert viz.loss_landscape(*PLANE, axes=left) is figure and left.collections
+    assert viz.robustness_curves({"a": ([0, 1], [1, 0])}, axes=right) is figure and right.lines
     assert plt.get_fignums() == [whole.number, figure.number]  # and no other was made
+
+
+def test_the_colours_of_grey_images():
+    square = np.stack([GREY[:2], GREY[2:4]])
+    for given in ({}, {"cmap": "gray_r"}):
+        for figure in (
+            viz.image_grid(GREY, **given),
+            viz.triptych(GREY[0], GREY[1], **given),
+            viz.source_target_grid(square, **given),
+        ):
+            found = {image.get_cmap().name for ax in figure.axes[:2] for image in ax.images}
+            assert found == {given.get("cmap", "gray")}
+
+
+def test_one_picture_in_axes_of_ones_own():
+    _, ax = plt.subplots()
+    drawn = viz.show(ax, 4 * GREY[0, 0] - 2, low=-1, high=1, cmap="RdBu_r")
+    assert drawn is ax.images[0] and drawn.get_clim() == (-1, 1)
+    np.testing.assert_allclose(drawn.get_array(), np.clip(4 * GREY[0, 0] - 2, -1, 1))
+    assert drawn.get_cmap().name == "RdBu_r" and not len(ax.get_xticks())
 
 
 def test_what_is_drawn_is_not_changed():

@@ -23,11 +23,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
 from tinyadv.backend import array_module
-from tinyadv.tensor import Array
+from tinyadv.tensor import RNG, Array
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Ball:
 
     epsilon: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (is_number(self.epsilon) and self.epsilon >= 0):
             raise ValueError(f"epsilon must be ≥ 0, a number; got {self.epsilon!r}")
         # A NumPy number would make float64 of float32 images.
@@ -57,7 +58,7 @@ class Ball:
         """The norm of each example's perturbation: (N, …) -> (N,)."""
         raise NotImplementedError
 
-    def random(self, x: Array, rng: np.random.Generator | int) -> Array:
+    def random(self, x: Array, rng: RNG) -> Array:
         """A random δ for each image of ``x`` (N, …), with x + δ in [0, 1].
 
         In L∞ it is uniform in what ball and box share. In L2 and L1 it is uniform in the ball, and
@@ -89,7 +90,7 @@ class Ball:
         raise NotImplementedError
 
 
-def is_number(value) -> bool:
+def is_number(value: Any) -> bool:
     """Whether it is a real number, Python's or NumPy's. True, False and text are not."""
     if isinstance(value, Real):
         return not isinstance(value, bool)
@@ -142,20 +143,20 @@ def _at(xp, rows, index):
 class Linf(Ball):
     """‖δ‖∞ = max |δ_i|: no pixel changes by more than ε."""
 
-    def norm(self, delta):
+    def norm(self, delta: Array) -> Array:
         return abs(_rows(delta)).max(1)
 
-    def random(self, x, rng):
+    def random(self, x: Array, rng: RNG) -> Array:
         # Ball and box are both products of intervals, and so is what they share.
         xp, u, dtype = array_module(x), np.random.default_rng(rng).random(x.shape), x.dtype
         x = wide(x)
         low, high = xp.maximum(-x, -self.epsilon), xp.minimum(1 - x, self.epsilon)
         return narrowed(low + (high - low) * xp.asarray(u.astype(x.dtype)), dtype)
 
-    def steepest(self, g):
+    def steepest(self, g: Array) -> Array:
         return array_module(g).sign(g)
 
-    def project(self, delta, low=None, high=None):
+    def project(self, delta: Array, low: Array | None = None, high: Array | None = None) -> Array:
         xp = array_module(delta)
         clipped = xp.clip(wide(delta), -self.epsilon, self.epsilon)
         return _limited(xp, narrowed(clipped, delta.dtype), low, high)
@@ -164,10 +165,10 @@ class Linf(Ball):
 class L2(Ball):
     """‖δ‖₂ = (Σ δ_i²)^½: the length of the perturbation is at most ε."""
 
-    def norm(self, delta):
+    def norm(self, delta: Array) -> Array:
         return array_module(delta).sqrt((_rows(delta) ** 2).sum(1))
 
-    def random(self, x, rng):
+    def random(self, x: Array, rng: RNG) -> Array:
         # A normal vector has no preferred direction. The share of the volume within radius r is
         # (r/ε)ᴰ, so a uniform point has radius ε·u^(1/D).
         rng, dimension = np.random.default_rng(rng), math.prod(x.shape[1:])
@@ -176,14 +177,14 @@ class L2(Ball):
         radius = self.epsilon * rng.random((len(x), 1)) ** (1 / dimension)
         return _into_box(x, radius * direction)
 
-    def steepest(self, g):
+    def steepest(self, g: Array) -> Array:
         xp, v = array_module(g), _rows(g)
         # Divided by the largest number first, because squares of 1e-30 are zero in float32.
         v = v / _positive(xp, abs(v).max(1, keepdims=True))
         v = v / _positive(xp, xp.sqrt((v * v).sum(1, keepdims=True)))
         return v.reshape(g.shape).astype(g.dtype, copy=False)
 
-    def project(self, delta, low=None, high=None):
+    def project(self, delta: Array, low: Array | None = None, high: Array | None = None) -> Array:
         """With a multiplier for the ball, the nearest point is s·δ, limited, for some s ≤ 1.
 
         Each number follows s·|δ_i| until it meets its limit b_i at s = b_i / |δ_i|. Sorted by that,
@@ -228,16 +229,16 @@ class L1(Ball):
 
     pixels: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         integer = isinstance(self.pixels, (int, np.integer)) and not isinstance(self.pixels, bool)
         if not integer or self.pixels < 1:
             raise ValueError(f"pixels must be an integer ≥ 1, got {self.pixels!r}")
 
-    def norm(self, delta):
+    def norm(self, delta: Array) -> Array:
         return abs(_rows(delta)).sum(1)
 
-    def random(self, x, rng):
+    def random(self, x: Array, rng: RNG) -> Array:
         # D numbers of an exponential distribution, with one more for the room that is left, divided
         # by their sum: uniform in the simplex. Random signs make it the ball.
         rng, dimension = np.random.default_rng(rng), math.prod(x.shape[1:])
@@ -246,7 +247,7 @@ class L1(Ball):
         signs = 2 * rng.integers(0, 2, shares.shape) - 1
         return _into_box(x, self.epsilon * signs * shares)
 
-    def steepest(self, g):
+    def steepest(self, g: Array) -> Array:
         xp, v = array_module(g), _rows(g)
         count = min(self.pixels, v.shape[1])
         # The places by rank, so that equal numbers do not all count.
@@ -255,7 +256,7 @@ class L1(Ball):
         d = d / _positive(xp, abs(d).sum(1, keepdims=True))
         return d.reshape(g.shape).astype(g.dtype, copy=False)
 
-    def project(self, delta, low=None, high=None):
+    def project(self, delta: Array, low: Array | None = None, high: Array | None = None) -> Array:
         """The nearest point takes the same λ off every |δ_i|, down to 0, and then limits it.
 
         As λ falls from the largest |δ_i|, number i sets out at λ = |δ_i| and meets its limit b_i at
@@ -292,7 +293,7 @@ def _positive(xp, a):
     return xp.where(a > 0, a, 1)
 
 
-def _keep_inside(xp, ball: Ball, inside, shrunk):
+def _keep_inside(xp: Any, ball: Ball, inside: Array, shrunk: Array) -> Array:
     """Points that limits alone bring into the ball as they are, the others shrunk."""
     fits = per_example(ball.norm(inside) <= ball.epsilon, inside)
     return xp.where(fits, inside, narrowed(shrunk, inside.dtype))

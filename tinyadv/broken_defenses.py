@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,10 +35,11 @@ from tinyadv.attacks.shared import input_gradient, is_fooled, per_example
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
 from tinyadv.data import Dataset
+from tinyadv.inputs import Model
 from tinyadv.layers import Average, Module, Sequential
 from tinyadv.losses import cross_entropy, margin, one_hot, soft_cross_entropy
 from tinyadv.parallel import may_cut
-from tinyadv.tensor import Array, Tensor, defvjp, primitive, value_of
+from tinyadv.tensor import RNG, Array, Tensor, defvjp, primitive, value_of
 from tinyadv.train import fit
 
 
@@ -56,10 +58,10 @@ class Wrapped:
 
     by_example = property(lambda self: may_cut(self.model))
 
-    def __init__(self, model: Callable, wrapper: Callable):
+    def __init__(self, model: Model, wrapper: Callable):
         self.model, self.wrapper = model, wrapper
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return self.wrapper(self.model, x)
 
     def frozen(self) -> Wrapped:
@@ -70,7 +72,7 @@ class Wrapped:
 # ------------------------------------------------------------------------ defensive distillation
 
 
-def at_temperature(model: Callable, temperature: float) -> Callable:
+def at_temperature(model: Model, temperature: float) -> Model:
     """The model with logits z / T: the same predictions, and softer probabilities for T > 1.
 
     Distillation trains a network in this form. When it is attacked in this form, a distilled
@@ -114,7 +116,7 @@ class Distillation:
         inputs.check_positive(temperature=temperature)
         self.temperature, self.teacher = temperature, teacher
 
-    def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: Model, x: Array, y: Array) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the logits at T = 1, (N, K)."""
         logits = model(x)
         if self.teacher is None:
@@ -126,7 +128,7 @@ class Distillation:
 
 def distill(
     build: Callable, data: Dataset, optimizer: Callable, epochs: int, *,
-    temperature: float = 100.0, checkpoint: str | os.PathLike | None = None, **options,
+    temperature: float = 100.0, checkpoint: str | os.PathLike | None = None, **options: Any,
 ) -> tuple:  # fmt: skip
     """Train a teacher at temperature T, and a student of the same architecture on its soft labels.
 
@@ -277,7 +279,7 @@ def in_turn(*squeezers: Callable) -> Callable:
     return squeeze
 
 
-def squeezed(model: Callable, squeeze: Callable) -> Callable:
+def squeezed(model: Model, squeeze: Callable) -> Model:
     """The model behind a squeezer: arrays or tensors (N, …) -> logits (N, K).
 
     The squeezer must treat each image on its own, as all squeezers here do.
@@ -306,7 +308,7 @@ class Detector:
         If there are no squeezers.
     """
 
-    def __init__(self, model: Callable, squeezers: Mapping[str, Callable], threshold: float = 2.0):
+    def __init__(self, model: Model, squeezers: Mapping[str, Callable], threshold: float = 2.0):
         if not squeezers:
             raise ValueError("a detector needs at least one squeezer, got none")
         self.model, self.squeezers, self.threshold = model, dict(squeezers), threshold
@@ -357,7 +359,7 @@ class Detector:
 def evade(
     detector: Detector, x: Array, y: Array | None = None, *,
     ball: Ball = Linf(0.3), step_size: float | None = None, steps: int = 40, targets: int = 3,
-    rng: np.random.Generator | int = 0, progress: bool = False,
+    rng: RNG = 0, progress: bool = False,
 ) -> Array:  # fmt: skip
     """An adaptive attack on a detector: the model should predict one wrong class in all its views.
 
@@ -408,7 +410,7 @@ def evade(
 # ------------------------------------------------------------------------------------ thresholds
 
 
-def live_range(front: Callable) -> tuple[float, float, float]:
+def live_range(front: Module) -> tuple[float, float, float]:
     """Between which grey values layers that treat each pixel on its own have a slope.
 
     Parameters
@@ -447,7 +449,7 @@ def live_range(front: Callable) -> tuple[float, float, float]:
 def cross_thresholds(
     model: Module, x: Array, y: Array | None = None, *,
     ball: Ball = Linf(0.3), front: int = 4, steps: int = 60, starts: int = 20, hops: int = 20,
-    queries: int = 40, rng: np.random.Generator | int = 0, progress: bool = False,
+    queries: int = 40, rng: RNG = 0, progress: bool = False,
 ) -> Array:  # fmt: skip
     """An adaptive attack on networks behind thresholds (:func:`tinyadv.models.threshold_layers`).
 
@@ -492,7 +494,8 @@ def cross_thresholds(
     if not isinstance(ball, Linf):
         raise TypeError(f"expected a ball in L∞, got {ball}")
     # A subclass with a __call__ of its own is another network.
-    members = model.members if type(model).__call__ is Average.__call__ else [model]
+    average = type(model).__call__ is Average.__call__
+    members: Any = cast(Average, model).members if average else [model]
     for member in members:
         if type(member).__call__ is not Sequential.__call__ or len(member) <= front:
             raise TypeError(
@@ -526,10 +529,10 @@ def cross_thresholds(
     return x + ball.project(best - x, -x, 1 - x)
 
 
-def _crossed(front, slope: float) -> Callable:
+def _crossed(front: Any, slope: float) -> Any:
     """The layers in the forward pass, a constant slope in the backward pass."""
     front = inputs.frozen(front)
-    crossed = straight_through(lambda x: value_of(front(x)), slope)
+    crossed: Any = straight_through(lambda x: value_of(front(x)), slope)
     crossed.by_example = True
     return crossed
 

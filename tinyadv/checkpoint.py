@@ -21,10 +21,10 @@ import os
 import secrets
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
 except ImportError:  # Windows, which does not delete a file that another process has open
-    LOCK_EX = LOCK_NB = 0
+    LOCK_EX = LOCK_NB = 0  # type: ignore[misc]
     flock = lambda file, operation: None
 
 INFO = "__tinyadv__"  # the entry that holds everything but the arrays, as JSON
@@ -56,7 +56,7 @@ def save_state(path: str | os.PathLike, state: dict) -> None:
     ValueError
         If a key is not a string, contains ``/`` or cannot be printed.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
 
     def split(part: dict, prefix: str) -> dict:
         """Move the arrays out of ``part``, and return the rest, which goes into the JSON."""
@@ -76,8 +76,9 @@ def save_state(path: str | os.PathLike, state: dict) -> None:
 
     # The prefix keeps arrays from having the name of INFO or of an argument of np.savez.
     info = json.dumps(split(state, "state/"), default=_python_number)
+    arrays[INFO] = np.frombuffer(info.encode(), np.uint8)
     with replacing(path) as file:
-        np.savez(file, **arrays, **{INFO: np.frombuffer(info.encode(), np.uint8)})
+        np.savez(file, **arrays)
 
 
 @contextmanager
@@ -180,14 +181,14 @@ def _arrays(file: BinaryIO) -> Iterator[tuple[str, np.ndarray]]:
 # --------------------------------------------------------------------------- a state as expected
 
 
-def is_json_number(value) -> bool:
+def is_json_number(value: Any) -> bool:
     """Whether it is an integer or a float, NaN included; True, False and 10⁴⁰⁰ are neither."""
     if isinstance(value, int):
         return not isinstance(value, bool) and abs(value) < 1 << 63
     return isinstance(value, float)
 
 
-KINDS = {  # bool before int, because True is an int
+KINDS: dict[Any, tuple[str, Callable]] = {  # bool before int, because True is an int
     bool: ("true or false", lambda v: isinstance(v, bool)),
     int: ("an integer ≥ 0", lambda v: is_json_number(v) and isinstance(v, int) and v >= 0),
     float: ("a finite number ≥ 0", lambda v: is_json_number(v) and 0 <= v < math.inf),
@@ -197,7 +198,7 @@ KINDS = {  # bool before int, because True is an int
 }
 
 
-def check_like(state, own, name: str, equal: Collection[str] = ()) -> None:
+def check_like(state: Any, own: Any, name: str, equal: Collection[str] = ()) -> None:
     """Raise ValueError, which names the field, unless ``state`` could be ``own`` at another time.
 
     Parameters
@@ -240,14 +241,14 @@ def check_like(state, own, name: str, equal: Collection[str] = ()) -> None:
             raise ValueError(f"{name} was saved with {saved}, this one has {now}: use the same")
 
 
-def _same(a, b) -> bool:
+def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         same_keys = isinstance(b, dict) and a.keys() == b.keys()
         return same_keys and all(_same(a[key], b[key]) for key in a)
     return np.array_equal(a, b)  # an array or tuple of a, maybe a list in b
 
 
-def check_random_state(state, generator: np.random.Generator, name: str) -> None:
+def check_random_state(state: Any, generator: np.random.Generator, name: str) -> None:
     """Raise ValueError unless the bit generator of ``generator`` can continue from ``state``."""
     twin = copy.deepcopy(generator.bit_generator)
     try:
@@ -336,7 +337,9 @@ class TrainingState:
         If the optimiser or the average has parameters that do not belong to the model.
     """
 
-    def __init__(self, model: Module, optimizer, rng: np.random.Generator, history, *,
+    saved_in: str | os.PathLike | None
+
+    def __init__(self, model: Module, optimizer: Any, rng: np.random.Generator, history: Any, *,
                  settings: dict, parts: dict):  # fmt: skip
         self.model, self.optimizer, self.rng, self.history = model, optimizer, rng, history
         self.parts = {name: p for name, p in parts.items() if hasattr(p, "load_state_dict")}
@@ -359,10 +362,10 @@ class TrainingState:
         self.saved_in, self.epoch = None, 0
         self._new_epoch()
 
-    def _new_epoch(self) -> None:
+    def _new_epoch(self):
         self.step, self.order, self.sums, self.seconds = 0, None, {}, 0.0
 
-    def add(self, examples: int, **totals) -> None:
+    def add(self, examples: int, **totals: Any) -> None:
         """Add numbers that were summed over some examples; nothing waits for the device."""
         for name, total in totals.items():
             before, count = self.sums.get(name, (0.0, 0))

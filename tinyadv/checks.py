@@ -36,9 +36,10 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -48,9 +49,10 @@ from tinyadv.attacks.gradient import pgd
 from tinyadv.attacks.shared import QueryOnly, input_gradient, is_fooled, pieces
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
-from tinyadv.losses import cross_entropy
+from tinyadv.inputs import Model
+from tinyadv.losses import Loss, cross_entropy
 from tinyadv.parallel import by_examples, may_cut
-from tinyadv.tensor import Array, Tensor
+from tinyadv.tensor import RNG, Array, Tensor
 
 LEVEL = 0.01  # how improbable a difference must be to be an alarm
 SLACK = 0.02  # and how large, as a share of the images
@@ -112,7 +114,7 @@ class Report:
         raise KeyError(f"no check {check!r}, only {[f.check for f in self.findings]}")
 
     def __str__(self) -> str:
-        rows = [("check", "measured", "verdict")]
+        rows: list[tuple[str, ...]] = [("check", "measured", "verdict")]
         rows += [(f.check, f.measured, f.verdict) for f in self.findings]
         wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
         rows.insert(1, tuple("-" * width for width in wide))
@@ -148,7 +150,7 @@ class Case:
         Which images are fooled by the attack that the others are compared with, if this is not PGD.
     """
 
-    model: Callable
+    model: Model
     examples: inputs.Checked
     logits: Array
     attack: dict
@@ -158,7 +160,7 @@ class Case:
         """Which images the model misclassifies when it is given arrays: (N,) bool, on the host."""
         return to_numpy(is_fooled(inputs.all_logits(QueryOnly(self.model), x_adv), self.examples.y))
 
-    def fooled_by_pgd(self, **changes) -> np.ndarray:
+    def fooled_by_pgd(self, **changes: Any) -> np.ndarray:
         """The same after PGD, with other settings where ``changes`` has them."""
         return self.fooled_by(pgd(self.model, self.examples, **{**self.attack, **changes}))
 
@@ -169,9 +171,9 @@ class Case:
 
 
 def the_case(
-    model: Callable, x: Array | Case, y: Array | None = None, *,
-    ball: Ball = Linf(0.3), steps: int = 40, loss: Callable = cross_entropy,
-    rng: np.random.Generator | int = 0, direct: Array | None = None,
+    model: Model, x: Array | Case, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), steps: int = 40, loss: Loss = cross_entropy,
+    rng: RNG = 0, direct: Array | None = None,
 ) -> Case:  # fmt: skip
     """The correctly classified images, and the attack that the others are compared with.
 
@@ -213,9 +215,9 @@ def the_case(
 
 
 def masking(
-    model: Callable, x: Array, y: Array | None = None, *,
-    ball: Ball = Linf(0.3), sources: Callable | Sequence[Callable] = (), steps: int = 40,
-    queries: int = 500, loss: Callable = cross_entropy, rng: np.random.Generator | int = 0,
+    model: Model, x: Array, y: Array | None = None, *,
+    ball: Ball = Linf(0.3), sources: Model | Sequence[Model] = (), steps: int = 40,
+    queries: int = 500, loss: Loss = cross_entropy, rng: RNG = 0,
 ) -> Report:  # fmt: skip
     """All checks of this module, in one report.
 
@@ -292,7 +294,7 @@ def masking(
 
 
 def zero_gradients(
-    model: Callable, x: Array, y: Array | None = None, *, loss: Callable = cross_entropy
+    model: Model, x: Array, y: Array | None = None, *, loss: Loss = cross_entropy
 ) -> Finding:
     """For how many images the gradient of the loss is zero, so that no attack can follow it.
 
@@ -332,7 +334,7 @@ def zero_gradients(
     return _warn(Finding("zero gradients", measured, alarm, ZERO if alarm else fine))
 
 
-def random_answers(model: Callable, x: Array) -> Finding:
+def random_answers(model: Model, x: Array) -> Finding:
     """Whether ten more queries with the same images return other logits.
 
     It is an alarm if a logit changes by more than a thousandth of the largest one.
@@ -354,7 +356,7 @@ def random_answers(model: Callable, x: Array) -> Finding:
     return _warn(Finding("random answers", measured, alarm, explanation))
 
 
-def probabilities(model: Callable, x: Array) -> Finding:
+def probabilities(model: Model, x: Array) -> Finding:
     """Whether the model returns probabilities: numbers ≥ 0 that add up to 1, for every image.
 
     Parameters
@@ -372,7 +374,7 @@ def probabilities(model: Callable, x: Array) -> Finding:
 # ------------------------------------------------------------------------ attacks against attacks
 
 
-def more_steps(model: Callable, x: Array, y: Array | None = None, **attack) -> Finding:
+def more_steps(model: Model, x: Array, y: Array | None = None, **attack: Any) -> Finding:
     """Whether one step, or a quarter of the steps, finds more than all of them.
 
     Parameters
@@ -394,7 +396,7 @@ def more_steps(model: Callable, x: Array, y: Array | None = None, **attack) -> F
     return _warn(_compare("more steps", pairs, "all steps", STEPS, "more steps find more"))
 
 
-def larger_epsilon(model: Callable, x: Array, y: Array | None = None, **attack) -> Finding:
+def larger_epsilon(model: Model, x: Array, y: Array | None = None, **attack: Any) -> Finding:
     """Whether PGD finds more in a ball of half the radius, or less in a ball of twice the radius.
 
     Parameters as for :func:`more_steps`.
@@ -412,8 +414,8 @@ def larger_epsilon(model: Callable, x: Array, y: Array | None = None, **attack) 
 
 
 def unbounded(
-    model: Callable, x: Array, y: Array | None = None, *,
-    steps: int = 40, loss: Callable = cross_entropy, rng: np.random.Generator | int = 0,
+    model: Model, x: Array, y: Array | None = None, *,
+    steps: int = 40, loss: Loss = cross_entropy, rng: RNG = 0,
 ) -> Finding:  # fmt: skip
     """Whether more images than guessing would explain survive PGD that may change every pixel.
 
@@ -437,7 +439,7 @@ def unbounded(
 
 
 def black_box(
-    model: Callable, x: Array, y: Array | None = None, *, queries: int = 500, **attack
+    model: Model, x: Array, y: Array | None = None, *, queries: int = 500, **attack: Any
 ) -> Finding:
     """Whether the Square Attack, which uses queries only, finds more than PGD.
 
@@ -461,8 +463,8 @@ def black_box(
 
 
 def transferred(
-    model: Callable, x: Array, y: Array | None = None, *,
-    sources: Callable | Sequence[Callable], **attack,
+    model: Model, x: Array, y: Array | None = None, *,
+    sources: Model | Sequence[Model], **attack: Any,
 ) -> Finding:  # fmt: skip
     """Whether adversarial examples of other networks fool this one more often than its own.
 
@@ -531,7 +533,7 @@ TRANSFER = (
 )
 
 
-def _no_tensor(model, x) -> str:
+def _no_tensor(model: Model, x: Array) -> str:
     """What is wrong with the model's result for a tensor; empty if it is a tensor."""
     try:
         result = model(Tensor(x[:1] if may_cut(model) else x))
@@ -540,7 +542,7 @@ def _no_tensor(model, x) -> str:
     return "" if isinstance(result, Tensor) else f"it returns {type(result).__name__} for a tensor"
 
 
-def _compare(check, pairs, other, warning, fine) -> Finding:
+def _compare(check: Any, pairs: Any, other: Any, warning: Any, fine: Any) -> Finding:
     """The finding of McNemar's test for (name, fooled by the weaker, fooled by the stronger)."""
     alarm, measured = False, []
     for name, weak, strong in pairs:

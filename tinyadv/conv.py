@@ -43,13 +43,16 @@ import functools
 import math
 import operator
 from itertools import accumulate, pairwise, product
+from typing import Any
 
 from tinyadv import ops
 from tinyadv.backend import array_module
-from tinyadv.tensor import defvjp, primitive, value_of
+from tinyadv.tensor import Array, Shape, defvjp, primitive, value_of
+
+Pair = int | tuple[int, int]  # one number for both directions, or (vertical, horizontal)
 
 
-def pair(value, name: str, least: int) -> tuple[int, int]:
+def pair(value: Any, name: str, least: int) -> tuple[int, int]:
     """``value``, an int or a pair of ints, as a pair.
 
     Raises
@@ -67,7 +70,7 @@ def pair(value, name: str, least: int) -> tuple[int, int]:
     return first, second
 
 
-def _counts(size, kernel, stride, padding=(0, 0), g=None) -> tuple[int, int]:
+def _counts(size, kernel, stride, padding=(0, 0), g=None):
     """P and Q, how many windows fit along the height and the width of images of this size.
 
     Pixels at the end of an axis that no window covers are left out.
@@ -141,7 +144,9 @@ def _filters(w):  # (O, C, kh, kw) -> (O, kh·C·kw)
 
 
 @primitive
-def conv2d(x, w, b=None, *, stride=1, padding=0):
+def conv2d(
+    x: Array, w: Array, b: Array | None = None, *, stride: Pair = 1, padding: Pair = 0
+) -> Array:
     """Two-dimensional convolution (cross-correlation, as in every deep-learning library).
 
     Parameters
@@ -187,7 +192,7 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
 
 @primitive
 @ops.in_float32
-def conv2d_dx(g, w, *, size, stride=1, padding=0):
+def conv2d_dx(g: Array, w: Array, *, size: Shape, stride: Pair = 1, padding: Pair = 0) -> Array:
     """The adjoint of :func:`conv2d` for its images; also known as transposed convolution.
 
     Each output row adds its product to the ``columns`` that it reads in the forward pass. Then each
@@ -228,7 +233,9 @@ def conv2d_dx(g, w, *, size, stride=1, padding=0):
 
 @primitive
 @ops.in_float32
-def conv2d_dw(x, g, *, kernel_size, stride=1, padding=0):
+def conv2d_dw(
+    x: Array, g: Array, *, kernel_size: Shape, stride: Pair = 1, padding: Pair = 0
+) -> Array:
     """The adjoint of :func:`conv2d` for its filters.
 
     Parameters
@@ -303,7 +310,7 @@ def _zero_images(like, size):  # (N, C, P, Q) -> (N, C, H, W), stored as (C, H, 
 
 
 @primitive
-def max_pool2d(x, *, kernel_size, stride=None):
+def max_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None) -> Array:
     """The largest pixel of every window, NaN if one is NaN.
 
     The gradient goes to that pixel; of equal ones, to the first.
@@ -344,7 +351,7 @@ def _winners(x, y, kernel_size, stride=None):
 
 
 @primitive
-def pool_take(x, winners, *, kernel_size, stride=None):
+def pool_take(x: Array, winners: list, *, kernel_size: Pair, stride: Pair | None = None) -> Array:
     """The winners' pixels: (N, C, H, W) -> (N, C, P, Q)."""
     offsets = _offsets(x.shape[2:], kernel_size, stride)
     return functools.reduce(
@@ -355,7 +362,10 @@ def pool_take(x, winners, *, kernel_size, stride=None):
 
 @primitive
 @ops.in_float32
-def pool_put(g, winners, *, size, kernel_size, stride=None):
+def pool_put(
+    g: Array, winners: list, *,
+    size: Shape, kernel_size: Pair, stride: Pair | None = None,
+) -> Array:  # fmt: skip
     """Zero images with ``g`` added at the winners' places: (N, C, P, Q) -> (N, C, H, W)."""
     x, (kh, kw) = _zero_images(g, size), pair(kernel_size, "kernel_size", 1)
     sh, sw = (kh, kw) if stride is None else pair(stride, "stride", 1)
@@ -377,7 +387,7 @@ defvjp(pool_put, lambda g, y, g1, winners, *, size, **how: pool_take(g, winners,
 
 @primitive
 @ops.in_float32
-def avg_pool2d(x, *, kernel_size, stride=None):
+def avg_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None) -> Array:
     """The mean of every window; arguments and shapes as for :func:`max_pool2d`."""
     parts = [x[offset] for offset in _offsets(_checked(x).shape[2:], kernel_size, stride)]
     return functools.reduce(operator.add, parts) / len(parts)
@@ -385,7 +395,7 @@ def avg_pool2d(x, *, kernel_size, stride=None):
 
 @primitive
 @ops.in_float32
-def avg_pool2d_dx(g, *, size, kernel_size, stride=None):
+def avg_pool2d_dx(g: Array, *, size: Shape, kernel_size: Pair, stride: Pair | None = None) -> Array:
     """The adjoint of :func:`avg_pool2d`: each pixel of a window gets an equal share."""
     x, offsets = _zero_images(g, size), _offsets(size, kernel_size, stride, g)
     share = g / len(offsets)

@@ -30,6 +30,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -41,9 +42,12 @@ from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf
 from tinyadv.checkpoint import check_like, check_random_state, is_json_number
 from tinyadv.evaluate import accuracy
-from tinyadv.losses import cross_entropy, soft_cross_entropy
+from tinyadv.inputs import Model
+from tinyadv.layers import Module
+from tinyadv.losses import Loss, cross_entropy, soft_cross_entropy
+from tinyadv.optim import Optimizer
 from tinyadv.parallel import by_examples
-from tinyadv.tensor import Array, Tensor, grad
+from tinyadv.tensor import RNG, Array, Same, Tensor, grad
 from tinyadv.train import with_generator
 from tinyadv.verify import worst_logits
 
@@ -86,7 +90,7 @@ class Defense:
 
     def __init__(
         self, *, ball: Ball | None = None, steps: int = 1, step_size: float | None = None,
-        warm_up: float = 0.0, loss: Callable = cross_entropy, rng: np.random.Generator | int = 0,
+        warm_up: float = 0.0, loss: Loss = cross_entropy, rng: RNG = 0,
     ):  # fmt: skip
         inputs.check_numbers(warm_up=warm_up)
         inputs.check_counts(steps=steps)
@@ -115,11 +119,11 @@ class Defense:
         check_like(state, own, name)
         check_random_state(state["rng"], self.rng, f"{name}.rng")
 
-    def _scaled_ball(self) -> Ball:
+    def _scaled_ball(self):
         epsilon = self.share * self.ball.epsilon if self.share else 0.0
         return dataclasses.replace(self.ball, epsilon=epsilon)
 
-    def _climb(self, model, x, y, start, **changes) -> Array:
+    def _climb(self, model: Model, x: Array, y: Array, start: Array, **changes: Any) -> Array:
         """x′ by PGD from x + start, with the settings of this defence or with others."""
         how = {"steps": self.steps, "step_size": self.step_size, **changes}
         how["step_size"] *= self.share
@@ -127,7 +131,7 @@ class Defense:
         with pieces(model, x) as how:
             return by_examples(run, x, y, None, start, **how)
 
-    def _check_once(self, model, x, y) -> None:
+    def _check_once(self, model: Model, x: Array, y: Array) -> None:
         """Check only the first batch, because each check makes a GPU wait."""
         if isinstance(x, Tensor):
             name = type(self).__name__
@@ -164,15 +168,17 @@ class MinMax(Defense):
     >>> history = fit(model, data.load("glyphs"), adam, epochs=0, perturb=adversary)  # use epochs=5
     """
 
+    ball: Ball
+
     def __init__(
         self, ball: Ball = Linf(0.3), *, steps: int = 10, step_size: float | None = None,
-        warm_up: float = 0.0, loss: Callable = cross_entropy, rng: np.random.Generator | int = 0,
+        warm_up: float = 0.0, loss: Loss = cross_entropy, rng: RNG = 0,
     ):  # fmt: skip
         inputs.check_ball(ball)
-        how = {"step_size": step_size, "warm_up": warm_up, "loss": loss, "rng": rng}
+        how: dict[str, Any] = {"step_size": step_size, "warm_up": warm_up, "loss": loss, "rng": rng}
         super().__init__(ball=ball, steps=steps, **how)
 
-    def __call__(self, model: Callable, x: Array, y: Array) -> Array:
+    def __call__(self, model: Model, x: Array, y: Array) -> Array:
         """x′: (N, …) -> (N, …)."""
         self._check_once(model, x, y)
         return self._climb(model, x, y, self._start(x, self.rng))
@@ -235,11 +241,12 @@ class Fast(MinMax):
         When overfitting begins.
     """
 
+    looks: list[tuple[int, float, float, float]]
+
     def __init__(
         self, ball: Ball = Linf(0.3), *, step_size: float | None = None, warm_up: float = 0.0,
-        loss: Callable = cross_entropy, watch: tuple[Array, Array] | None = None,
-        every: int = 100, gap: float = 0.2, rescue_steps: int = 5,
-        rng: np.random.Generator | int = 0,
+        loss: Loss = cross_entropy, watch: tuple[Array, Array] | None = None,
+        every: int = 100, gap: float = 0.2, rescue_steps: int = 5, rng: RNG = 0,
     ):  # fmt: skip
         super().__init__(ball, steps=1, step_size=step_size, warm_up=warm_up, loss=loss, rng=rng)
         if step_size is None:
@@ -255,7 +262,7 @@ class Fast(MinMax):
         self.watch, self.every, self.gap, self.rescue_steps = watch, every, gap, rescue_steps
         self.step, self.looks, self.overfitted = 0, [], False
 
-    def __call__(self, model: Callable, x: Array, y: Array) -> Array:
+    def __call__(self, model: Model, x: Array, y: Array) -> Array:
         """x′: (N, …) -> (N, …); from time to time the watched images are attacked first."""
         self._check_once(model, x, y)
         if self.watch is not None and self.step % self.every == 0:
@@ -290,17 +297,17 @@ class Fast(MinMax):
                 "PGD until the gap is closed; a smaller step_size or learning rate may prevent it"
             )
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         own = {name: getattr(self, name) for name in ("step", "looks", "overfitted")}
         return {**super().state_dict(), **own}
 
-    def check_state(self, state):
+    def check_state(self, state: dict) -> None:
         super().check_state(state)
         for look in state["looks"]:
             if not isinstance(look, (list, tuple)) or [*map(is_json_number, look)] != [True] * 4:
                 raise ValueError(f"Fast.looks must hold rows of four numbers, got {look!r:.60}")
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.step, self.overfitted = state["step"], state["overfitted"]
         self.looks = [tuple(look) for look in state["looks"]]
@@ -340,6 +347,8 @@ class Free(Defense):
     :class:`GradientPenalty` accept both.
     """
 
+    step_size: float
+
     def __init__(
         self, ball: Ball = Linf(0.3), *, replays: int = 8, step_size: float | None = None,
         warm_up: float = 0.0,
@@ -350,8 +359,9 @@ class Free(Defense):
         self.replays, self.delta = replays, None
 
     def train_batch(
-        self, model: Callable, x: Array, y: Array, objective: Callable, optimizer, begin: Callable
-    ) -> Iterator:
+        self, model: Model, x: Array, y: Array, objective: Callable, optimizer: Optimizer,
+        begin: Callable,
+    ) -> Iterator:  # fmt: skip
         """Take m steps on one batch; arguments as for :func:`tinyadv.train.train_step`."""
         self._check_once(model, x, y)
         low, high = -x, 1 - x  # so that 0 ≤ x + δ ≤ 1
@@ -411,15 +421,14 @@ class WorstOfK(Defense):
     """
 
     def __init__(
-        self, k: int = 10, *, max_angle: float = 30.0, max_shift: float = 3.0,
-        rng: np.random.Generator | int = 0,
+        self, k: int = 10, *, max_angle: float = 30.0, max_shift: float = 3.0, rng: RNG = 0,
     ):  # fmt: skip
         super().__init__(rng=rng)
         inputs.check_counts(k=k)
         inputs.check_numbers(max_angle=max_angle, max_shift=max_shift)
-        self.how = {"k": k, "max_angle": max_angle, "max_shift": max_shift}
+        self.how: dict[str, Any] = {"k": k, "max_angle": max_angle, "max_shift": max_shift}
 
-    def __call__(self, model: Callable, x: Array, y: Array) -> Array:
+    def __call__(self, model: Model, x: Array, y: Array) -> Array:
         """x′: (N, C, H, W) -> (N, C, H, W)."""
         self._check_once(model, x, y)
         return spatial_random(model, inputs.Checked(x, y), **self.how, rng=self.rng)
@@ -451,17 +460,16 @@ class Trades(Defense):
 
     def __init__(
         self, ball: Ball = Linf(0.3), *, beta: float = 1.0, steps: int = 10,
-        step_size: float | None = None, warm_up: float = 0.0, start: float = 0.001,
-        rng: np.random.Generator | int = 0,
+        step_size: float | None = None, warm_up: float = 0.0, start: float = 0.001, rng: RNG = 0,
     ):  # fmt: skip
         inputs.check_ball(ball)
         inputs.check_numbers(beta=beta, start=start)
         # -Σ p log p(x′) is the divergence plus the entropy of p, which does not depend on x′.
-        how = {"step_size": step_size, "warm_up": warm_up, "rng": rng}
+        how: dict[str, Any] = {"step_size": step_size, "warm_up": warm_up, "rng": rng}
         super().__init__(ball=ball, steps=steps, loss=soft_cross_entropy, **how)
         self.beta, self.start = float(beta), float(start)
 
-    def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: Model, x: Array, y: Array) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the logits of the clean images (N, K)."""
         self._check_once(model, x, y)
         logits = model(x)
@@ -470,14 +478,14 @@ class Trades(Defense):
         divergence = kl(logits, model(x_adv))
         return cross_entropy(logits, y) + self.beta * divergence, logits
 
-    def furthest(self, model: Callable, x: Array, p: Array) -> Array:
+    def furthest(self, model: Model, x: Array, p: Array) -> Array:
         """x′, where in the ball the prediction diverges most from the probabilities p (N, K)."""
         noise = self.start * self.rng.standard_normal(x.shape).astype(x.dtype)
         start = self._scaled_ball().project(array_module(x).asarray(noise), -x, 1 - x)
         return self._climb(model, x, p, start)
 
 
-def kl(logits, other_logits):
+def kl(logits: Same, other_logits: Same) -> Same:
     """The mean of KL(p ‖ q) = Σ_c p_c (log p_c - log q_c), from logits (N, K) and (N, K)."""
     log_p, log_q = (ops.log_softmax(z, axis=1) for z in (logits, other_logits))
     return ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=1))
@@ -510,7 +518,7 @@ class GradientPenalty(Defense):
         inputs.check_choice((2, 1), norm=norm)
         self.weight, self.norm = float(weight), norm
 
-    def __call__(self, model: Callable, x: Array | Tensor, y: Array) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: Model, x: Array | Tensor, y: Array) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the logits (N, K)."""
         if not isinstance(x, Tensor):  # the tensors of Free have been checked
             self._check_once(model, x, y)
@@ -559,6 +567,8 @@ class IntervalBound(Defense):
         now, or vice versa.
     """
 
+    attack: Any  # it may have at(), state_dict() and load_state_dict()
+
     def __init__(
         self, epsilon: float = 0.3, *, ramp: tuple[float, float] = (1.0, 10.0), kappa: float = 0.5,
         attack: Callable | None = None,
@@ -584,7 +594,7 @@ class IntervalBound(Defense):
         if hasattr(self.attack, "at"):
             self.attack.at(epoch)
 
-    def __call__(self, model: Callable, x: Array, y: Array) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: Module, x: Array, y: Array) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the logits (N, K) of the first term."""
         if not self.looked:
             self._check_once(model, x, y)

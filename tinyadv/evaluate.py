@@ -21,7 +21,7 @@ from tinyadv.attacks.cascade import AttackResult, Counted, Robustness, run_attac
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball
 from tinyadv.data import batches
-from tinyadv.inputs import predict
+from tinyadv.inputs import Model, predict
 from tinyadv.tensor import Array
 
 __all__ = [
@@ -33,7 +33,7 @@ BATCH = 1000  # examples that an attack is given at a time, if the batch may be 
 
 
 def accuracy(
-    model: Callable, x: Array, y: Array, attack: Callable | None = None,
+    model: Model, x: Array, y: Array, attack: Callable | None = None,
     batch_size: int | None = None,
 ) -> float:  # fmt: skip
     """The share of examples that are classified as ``y``, between 0 and 1.
@@ -83,7 +83,7 @@ def accuracy(
 
 
 def robustness(
-    model: Callable, x: Array, y: Array, attacks: Mapping[str, Callable], *,
+    model: Model, x: Array, y: Array, attacks: Mapping[str, Callable], *,
     ball: Ball | None = None, batch_size: int | None = None, cascade: bool = False,
     progress: bool = False,
 ) -> Robustness:  # fmt: skip
@@ -162,7 +162,7 @@ def robustness(
     return _run(model, x, y, attacks, batch_size, ball=ball, cascade=cascade, progress=progress)
 
 
-def _run(model, x, y, attacks: Mapping[str, Callable], batch_size, **options) -> Robustness:
+def _run(model, x, y, attacks, batch_size, **options):
     """Check the arguments, and run each attack on the correctly classified examples."""
     x, y = inputs.as_arrays(x, y)
     (x, y, _), logits = inputs.checked_logits(model, x, y, batch_size)
@@ -181,7 +181,7 @@ def _one_run(attack, model, x, y, index):
 
 
 def robustness_curve(
-    model: Callable, x: Array, y: Array, attack: Callable[[float], Callable],
+    model: Model, x: Array, y: Array, attack: Callable[[float], Callable],
     epsilons: Iterable[float], *, batch_size: int | None = None, cascade: bool = False,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip

@@ -8,19 +8,19 @@ hvp           H v, the slope of the gradient along v
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from tinyadv import ops
 from tinyadv.backend import array_module
 from tinyadv.inputs import native
-from tinyadv.tensor import Array, Tensor, checked_list, grad
+from tinyadv.tensor import RNG, Array, Tensor, checked_list, grad
 
 
 def check_grads(
     f: Callable, inputs: Sequence[Array], order: int = 2, *,
-    step: float = 1e-5, tolerance: tuple[float, ...] = (1e-6, 1e-4),
-    rng: np.random.Generator | int = 0,
+    step: float = 1e-5, tolerance: tuple[float, ...] = (1e-6, 1e-4), rng: RNG = 0,
 ) -> None:  # fmt: skip
     """Check the gradients of ``f`` against central finite differences, up to ``order``.
 
@@ -185,7 +185,7 @@ def _output(f: Callable, tensors: list[Tensor]) -> Tensor:
     return y
 
 
-def _matching(inputs, directions) -> tuple[list[Tensor], list[Array]]:
+def _matching(inputs: Any, directions: Any) -> tuple[list[Tensor], list[Array]]:
     """The inputs as tensors, if there is a direction of the same shape for each."""
     tensors = [Tensor(x) for x in checked_list(inputs)]
     xp = array_module(*(x.value for x in tensors))

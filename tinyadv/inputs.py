@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from tinyadv.balls import Ball, Linf, is_number, wide
 from tinyadv.parallel import may_cut
 from tinyadv.tensor import Array, Tensor, value_of
 
+Model = Callable[[Any], Any]  # images (n, …) -> logits (n, K): arrays or tensors in and out
 BATCH = 500  # images in one pass of predict and all_logits, if the batch may be cut
 
 
@@ -80,7 +81,7 @@ class Checked(NamedTuple):
 
 
 def checked(
-    model: Callable, x: Array | Checked, y: Array | None = None, target: Array | int | None = None
+    model: Model, x: Array | Checked, y: Array | None = None, target: Array | int | None = None
 ) -> Checked:
     """The inputs of an attack, on the backend of ``x``, after a check of each.
 
@@ -135,7 +136,7 @@ def checked(
     return Checked(x, y, target)
 
 
-def _check_same(x: Checked, y, target=None) -> None:
+def _check_same(x: Checked, y: Any, target: Any = None) -> None:
     """Raise TypeError if other labels or targets are given than those that ``x`` holds."""
     for given, held in ((y, x.y), (target, x.target)):
         if given is not None and given is not held:
@@ -143,7 +144,7 @@ def _check_same(x: Checked, y, target=None) -> None:
 
 
 def checked_logits(
-    model: Callable, x: Array, y: Array | None = None, batch_size: int | None = None
+    model: Model, x: Array, y: Array | None = None, batch_size: int | None = None
 ) -> tuple[Checked, Array]:
     """As :func:`checked`, and the logits of all images, which come from a single pass.
 
@@ -184,7 +185,7 @@ def checked_logits(
 # --------------------------------------------------------------------------------- pixels, labels
 
 
-def as_arrays(x, y) -> tuple[Array, Array]:
+def as_arrays(x: Any, y: Any) -> tuple[Array, Array]:
     """Images and labels as arrays: lists become NumPy arrays, arrays stay as they are."""
     x, y = (native(a if hasattr(a, "shape") else np.asarray(a)) for a in (x, y))
     return x, y
@@ -192,11 +193,11 @@ def as_arrays(x, y) -> tuple[Array, Array]:
 
 def native(a: Array) -> Array:
     """``a`` in the byte order of this machine; some files, such as MNIST's, have the other one."""
-    dtype = getattr(a, "dtype", None)
+    dtype: Any = getattr(a, "dtype", None)
     return a if getattr(dtype, "isnative", True) else a.astype(dtype.newbyteorder("="))
 
 
-def check_pixels(x, name: str = "x") -> None:
+def check_pixels(x: Any, name: str = "x") -> None:
     """Raise an error unless ``x`` is a batch (N, …) of floating-point numbers from 0 to 1."""
     kind = getattr(getattr(x, "dtype", None), "kind", None)  # a tensor of PyTorch has none
     if isinstance(x, Tensor) or kind is None:
@@ -228,7 +229,7 @@ def check_range(x: Array, name: str = "x") -> None:
         )
 
 
-def check_labels(labels, x, classes: int | None = None, name: str = "y") -> Array:
+def check_labels(labels: Any, x: Array, classes: int | None = None, name: str = "y") -> Array:
     """``labels`` on the backend of ``x``, or a ValueError unless there is one class per example.
 
     ``classes`` is K. Without it the values are not looked at, and nothing waits for a GPU.
@@ -254,13 +255,13 @@ def check_labels(labels, x, classes: int | None = None, name: str = "y") -> Arra
     return labels if array_module(labels) is xp else xp.asarray(to_numpy(labels))
 
 
-def check_target(target, x, classes: int) -> Array:
+def check_target(target: Any, x: Array, classes: int) -> Array:
     """A target for each example, (N,), as a copy; ``target`` may be a single class for all."""
     target = [target] * len(x) if isinstance(target, (int, np.integer)) else target
     return check_labels(target, x, classes, "target").copy()
 
 
-def check_returned(x_adv, x: Array, name: str = "the attack") -> None:
+def check_returned(x_adv: Any, x: Array, name: str = "the attack") -> None:
     """Raise an error that names the attack unless it returned images like those it was given."""
     if type(x_adv) is not type(x):
         raise TypeError(
@@ -278,7 +279,7 @@ def check_returned(x_adv, x: Array, name: str = "the attack") -> None:
 # ------------------------------------------------------------------------------------- logits
 
 
-def check_logits(logits, n: int) -> int:
+def check_logits(logits: Any, n: int) -> int:
     """K, the number of classes, or a ValueError unless these are finite logits (n, K).
 
     Warns with an AttackWarning if they seem to be probabilities.
@@ -293,7 +294,7 @@ def check_logits(logits, n: int) -> int:
     return rows.shape[1]
 
 
-def _check_shape(logits, n: int) -> Array:
+def _check_shape(logits, n):
     """``logits``, or a ValueError unless they are an array (n, K) of numbers."""
     dtype, shape = getattr(logits, "dtype", None), getattr(logits, "shape", ())
     numbers = dtype is not None and dtype.kind in "fiub" and dtype.itemsize <= 8
@@ -339,7 +340,7 @@ def _eps(logits: Array) -> float:
     return float(np.finfo(np.result_type(logits.dtype, np.float16)).eps)
 
 
-def all_logits(model: Callable, x: Array, batch_size: int | None = None) -> Array:
+def all_logits(model: Model, x: Array, batch_size: int | None = None) -> Array:
     """The logits of any number of images, without a tape: (N, …) -> (N, K).
 
     Parameters
@@ -364,7 +365,7 @@ def all_logits(model: Callable, x: Array, batch_size: int | None = None) -> Arra
     return parts[0] if len(parts) == 1 else array_module(x).concatenate(parts)
 
 
-def size_of_a_batch(model: Callable, x: Array, batch_size: int | None, default: int = BATCH) -> int:
+def size_of_a_batch(model: Model, x: Array, batch_size: int | None, default: int = BATCH) -> int:
     """``batch_size``; if it is None ``default``, or all of ``x`` if its batch may not be cut.
 
     Raises ValueError if it is not an integer ≥ 1.
@@ -375,7 +376,7 @@ def size_of_a_batch(model: Callable, x: Array, batch_size: int | None, default: 
     return batch_size
 
 
-def predict(model: Callable, x: Array, batch_size: int | None = None) -> Array:
+def predict(model: Model, x: Array, batch_size: int | None = None) -> Array:
     """The predicted class of each example: the one with the largest logit.
 
     Parameters
@@ -400,7 +401,7 @@ def predict(model: Callable, x: Array, batch_size: int | None = None) -> Array:
 
 
 def logits_change(
-    model: Callable, x: Array, logits: Array, queries: int = 10
+    model: Model, x: Array, logits: Array, queries: int = 10
 ) -> tuple[bool, float, float]:
     """Whether another query changes the logits, by how much, and the size of the largest logit.
 
@@ -417,12 +418,12 @@ def logits_change(
     return False, change, size
 
 
-def frozen(model: Callable) -> Callable:
+def frozen(model: Any) -> Any:
     """The model with its weights as arrays, so that it records nothing: see ``Module.frozen``."""
     return model.frozen() if hasattr(model, "frozen") else model
 
 
-def lent(model: Callable) -> Callable:
+def lent(model: Any) -> Model:
     """The frozen model, which is given a copy of each input, so that the caller's never change.
 
     A user's model may write into its input, as in ``x -= mean``. A network that consists of this
@@ -445,7 +446,7 @@ def lent(model: Callable) -> Callable:
 # ------------------------------------------------------------------------------------- settings
 
 
-def check_ball(ball) -> None:
+def check_ball(ball: Any) -> None:
     """Raise TypeError unless ``ball`` is a ball; warn if it holds every image."""
     if not isinstance(ball, Ball):
         raise TypeError(f"ball must be Linf(ε), L2(ε) or L1(ε) of tinyadv.balls, got {ball!r}")
@@ -453,36 +454,36 @@ def check_ball(ball) -> None:
         warn(f"ε = {ball.epsilon:g} allows every image of pixels 0–1: divide an ε of 0–255 by 255")
 
 
-def check_numbers(**numbers) -> None:
+def check_numbers(**numbers: Any) -> None:
     """Raise ValueError unless all of ``numbers`` are finite and 0 or more."""
     check_each("a number ≥ 0", lambda number: 0 <= number < math.inf, **numbers)
 
 
-def check_positive(**numbers) -> None:
+def check_positive(**numbers: Any) -> None:
     """Raise ValueError unless all of ``numbers`` are finite and above 0."""
     check_each("a number > 0", lambda number: 0 < number < math.inf, **numbers)
 
 
-def check_shares(**shares) -> None:
+def check_shares(**shares: Any) -> None:
     """Raise ValueError unless all of ``shares`` are from 0 to 1."""
     check_each("a share from 0 to 1", lambda share: 0 <= share <= 1, **shares)
 
 
-def check_each(described: str, holds: Callable[[float], bool], /, **numbers) -> None:
+def check_each(described: str, holds: Callable[[float], bool], /, **numbers: Any) -> None:
     """Raise ValueError unless all of ``numbers`` are numbers for which ``holds`` is true."""
     for name, number in numbers.items():
         if not (is_number(number) and holds(number)):
             raise ValueError(f"{name} must be {described}, got {number!r}")
 
 
-def check_counts(least: int = 1, **counts) -> None:
+def check_counts(least: int = 1, **counts: Any) -> None:
     """Raise ValueError unless all of ``counts`` are integers, and at least ``least``."""
     for name, count in counts.items():
         if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < least:
             raise ValueError(f"{name} must be an integer ≥ {least}, got {count!r}")
 
 
-def check_choice(choices: tuple, **values) -> None:
+def check_choice(choices: tuple, **values: Any) -> None:
     """Raise ValueError unless all of ``values`` are among ``choices``."""
     for name, value in values.items():
         if value not in choices:

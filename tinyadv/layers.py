@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import DTypeLike
 
 from tinyadv import conv, ops
 from tinyadv.backend import array_module, get_backend, to_numpy
+from tinyadv.conv import Pair
 from tinyadv.inputs import check_choice, check_counts
 from tinyadv.parallel import by_examples, may_cut, worth_cutting
-from tinyadv.tensor import Array, Tensor
+from tinyadv.tensor import RNG, Array, Shape, Tensor
 
 # ------------------------------------------------------------------------------ initialisation
 
 
-def he_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
+def he_normal(rng: Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
     """Normal with variance 2 / fan_in, which keeps the scale of activations through ReLUs.
 
     He et al. (2015), "Delving Deep into Rectifiers", equation 10.
@@ -33,7 +37,7 @@ def he_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.
     return rng.standard_normal(shape) * np.sqrt(2 / fan_in)
 
 
-def glorot_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
+def glorot_uniform(rng: Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
     """Uniform with variance 2 / (fan_in + fan_out): what Keras uses by default.
 
     Glorot & Bengio (2010), "Understanding the difficulty of training deep feedforward neural
@@ -43,7 +47,7 @@ def glorot_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -
     return rng.uniform(-limit, limit, shape)
 
 
-def fan_in_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
+def fan_in_uniform(rng: Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
     """Uniform between ±1 / √fan_in, a sixth of He's variance: what PyTorch uses by default.
 
     The biases are drawn from the same distribution; with the other initialisers they start at 0.
@@ -52,7 +56,7 @@ def fan_in_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -
     return rng.uniform(-limit, limit, shape)
 
 
-def interval_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
+def interval_normal(rng: Generator, shape: Shape, fan_in: int, fan_out: int) -> np.ndarray:
     """Normal with standard deviation √(2π) / fan_in, which keeps the width of interval bounds.
 
     An interval of radius r becomes one of radius Σ|w| r, because the contributions of the inputs
@@ -66,7 +70,9 @@ def interval_normal(rng: np.random.Generator, shape, fan_in: int, fan_out: int) 
 INITIALISERS = {f.__name__: f for f in (he_normal, glorot_uniform, fan_in_uniform, interval_normal)}
 
 
-def _initial_parameters(rng, shape, init: str, bias: bool) -> tuple[Tensor, Tensor | None]:
+def _initial_parameters(
+    rng: RNG | None, shape: Shape, init: str, bias: bool
+) -> tuple[Tensor, Tensor | None]:
     """Weights of this shape, and (with ``bias``) as many biases as there are outputs."""
     check_counts(inputs=shape[1], outputs=shape[0])
     check_choice(tuple(INITIALISERS), init=init)
@@ -108,14 +114,18 @@ class Module:
 
     by_example = False
 
-    def __init_subclass__(cls, **keywords):
+    def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         # The promise of a base class does not hold for a ``__call__`` that came later.
         makers = (base for base in cls.__mro__ if {"__call__", "by_example"} & vars(base).keys())
         if "by_example" not in vars(next(makers)):
             cls.by_example = False
 
-    def __call__(self, x):
+    @overload
+    def __call__(self, x: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, x: Array) -> Array: ...
+    def __call__(self, x: Array) -> Array:
         raise NotImplementedError(f"{type(self).__name__} needs a method __call__(self, x)")
 
     def children(self) -> Iterator[tuple[str, object]]:
@@ -187,7 +197,7 @@ class Module:
             p.value = xp.asarray(to_numpy(p.value))
         return self
 
-    def astype(self, dtype) -> Module:
+    def astype(self, dtype: DTypeLike) -> Module:
         """Change all parameters to a floating-point ``dtype``; returns the module itself.
 
         Raises
@@ -210,7 +220,7 @@ def _leaves(prefix: str, module: Module, holders: tuple) -> Iterator[tuple[str, 
             yield from _leaves(f"{prefix}{name}.", value, holders)
 
 
-def _frozen(value, twins: dict):
+def _frozen(value: Any, twins: dict) -> Any:
     """The array of a parameter, a module frozen; also within lists, tuples and dictionaries.
 
     ``twins`` has the frozen modules by the ``id`` of the original.
@@ -231,13 +241,13 @@ def _frozen(value, twins: dict):
     if all(a is b for a, b in zip(parts, held, strict=True)):
         return value  # with no parameter in it, such as a list that ``__call__`` appends to
     if isinstance(value, dict):
-        twin = copy.copy(value)  # of its own class, such as OrderedDict
-        twin.update(zip(value, parts, strict=True))
-        return twin
+        copied = copy.copy(value)  # of its own class, such as OrderedDict
+        copied.update(zip(value, parts, strict=True))
+        return copied
     return getattr(value, "_make", type(value))(parts)  # for a named tuple
 
 
-def _parts(name: str, value) -> Iterator[tuple[str, object]]:
+def _parts(name: str, value: Any) -> Iterator[tuple[str, object]]:
     """``value``, or what it holds if it is a list, a tuple or a dictionary, with names."""
     if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
@@ -275,10 +285,14 @@ class Sequential(Module):
 
     by_example = _all_promise("layers")
 
-    def children(self):
+    def children(self) -> Iterator[tuple[str, object]]:
         return ((name.removeprefix("layers."), part) for name, part in super().children())
 
-    def __call__(self, x):
+    @overload
+    def __call__(self, x: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, x: Array) -> Array: ...
+    def __call__(self, x: Array) -> Array:
         if worth_cutting(x) and self._convolves() and may_cut(self):
             return by_examples(self, x)
         for layer in self.layers:
@@ -289,7 +303,7 @@ class Sequential(Module):
         """NumPy convolves on one core; products of matrices use all cores by themselves."""
         return any(isinstance(module, Conv2d) for module in self.modules())
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         """A layer, or for a slice a :class:`Sequential` of the same layers."""
         part = self.layers[index]
         return Sequential(*part) if isinstance(index, slice) else part
@@ -333,14 +347,14 @@ class Average(Module):
 
     by_example = _all_promise("members")
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return mean_of([member(x) for member in self.members])
 
     def __repr__(self) -> str:
         return f"Average({', '.join(map(repr, self.members))})"
 
 
-def mean_of(tensors):
+def mean_of(tensors: Sequence[Array | Tensor]) -> Any:
     """The mean of what the members of an :class:`Average` return, all of one shape."""
     first, *others = tensors
     for other in others:
@@ -371,15 +385,16 @@ class Conv2d(Module):
 
     by_example = True
 
-    def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=0,
-                 bias=True, init="he_normal", rng=None):  # fmt: skip
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Pair, *, stride: Pair = 1,
+                 padding: Pair = 0, bias: bool = True, init: str = "he_normal",
+                 rng: RNG | None = None):  # fmt: skip
         kh, kw = conv.pair(kernel_size, "kernel_size", 1)
         conv.pair(stride, "stride", 1), conv.pair(padding, "padding", 0)  # errors here, not later
         shape = (out_channels, in_channels, kh, kw)
         self.weight, self.bias = _initial_parameters(rng, shape, init, bias)
         self.stride, self.padding = stride, padding
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return conv.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
 
     def __repr__(self) -> str:
@@ -395,10 +410,11 @@ class Dense(Module):
 
     by_example = True
 
-    def __init__(self, in_features, out_features, *, bias=True, init="he_normal", rng=None):
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True,
+                 init: str = "he_normal", rng: RNG | None = None):  # fmt: skip
         self.weight, self.bias = _initial_parameters(rng, (out_features, in_features), init, bias)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         if x.ndim != 2 or x.shape[1] != self.weight.shape[1]:
             raise ValueError(
                 f"{self!r} takes (N, {self.weight.shape[1]}), got {x.shape}: "
@@ -417,13 +433,14 @@ class Pooling(Module):
     """What :class:`MaxPool2d` and :class:`AvgPool2d` share: a function of every window."""
 
     by_example = True
+    pool: Callable[..., Any]
 
-    def __init__(self, kernel_size, *, stride=None):
+    def __init__(self, kernel_size: Pair, *, stride: Pair | None = None):
         conv.pair(kernel_size, "kernel_size", 1)  # an error here, not when the layer is called
         conv.pair(kernel_size if stride is None else stride, "stride", 1)
         self.kernel_size, self.stride = kernel_size, stride
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return self.pool(x, kernel_size=self.kernel_size, stride=self.stride)
 
     def __repr__(self) -> str:
@@ -447,7 +464,7 @@ class Flatten(Module):
 
     by_example = True
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return ops.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
     def __repr__(self) -> str:
@@ -463,7 +480,7 @@ class Activation(Module):
         check_choice(ACTIVATIONS, activation=name)
         self.name = name
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return getattr(ops, self.name)(x)
 
     def __repr__(self) -> str:
@@ -476,7 +493,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "softplus")
 class ReLU(Activation):
     """max(x, 0), the piecewise linear activation of the networks here."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("relu")
 
     def __repr__(self) -> str:

@@ -10,14 +10,16 @@ takes any of them, and anything else that looks like them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from tinyadv import ops
 from tinyadv.backend import array_module
 from tinyadv.inputs import check_choice
-from tinyadv.tensor import Array, Tensor, value_of
+from tinyadv.tensor import Array, Same, Tensor, value_of
 
+Loss = Callable[..., Array]  # loss(logits, labels, reduction="mean")
 REDUCTIONS = {"mean": ops.mean, "sum": ops.sum, "none": lambda losses: losses}
 
 
@@ -64,12 +66,12 @@ def _at(mask, values):
     return ops.sum(ops.masked(values, mask), axis=1)
 
 
-def _reduce(losses, reduction: str):
+def _reduce(losses, reduction):
     check_choice(tuple(REDUCTIONS), reduction=reduction)
     return REDUCTIONS[reduction](losses)
 
 
-def cross_entropy(logits, labels, reduction="mean"):
+def cross_entropy(logits: Same, labels: Array, reduction: str = "mean") -> Same:
     """-log of the probability that softmax gives to the label: -Σ_c y_c log softmax(z)_c.
 
     Parameters
@@ -88,7 +90,7 @@ def cross_entropy(logits, labels, reduction="mean"):
     return _reduce(-_at(y, ops.log_softmax(logits, axis=1)), reduction)
 
 
-def soft_cross_entropy(logits, probabilities, reduction="mean"):
+def soft_cross_entropy(logits: Same, probabilities: Array, reduction: str = "mean") -> Same:
     """The same for labels that are probabilities: -Σ_c p_c log softmax(z)_c.
 
     For a fixed p this is the divergence KL(p ‖ softmax(z)) plus a constant, the entropy of p.
@@ -111,7 +113,7 @@ def soft_cross_entropy(logits, probabilities, reduction="mean"):
     return _reduce(-ops.sum(probabilities * ops.where(counts, log_p, 0), axis=1), reduction)
 
 
-def margin(logits, labels, reduction="mean"):
+def margin(logits: Same, labels: Array, reduction: str = "mean") -> Same:
     """The largest other logit minus the label's: above 0 where the example is misclassified.
 
     The loss f₆ of Carlini & Wagner (2017), "Towards Evaluating the Robustness of Neural Networks".
@@ -123,7 +125,7 @@ def margin(logits, labels, reduction="mean"):
     return _reduce(ops.max(others, axis=1) - _at(y, logits), reduction)
 
 
-def dlr(logits, labels, reduction="mean"):
+def dlr(logits: Same, labels: Array, reduction: str = "mean") -> Same:
     """Difference of logits ratio: -(z_y - max_{i≠y} z_i) / (z_π1 - z_π3), π sorting downwards.
 
     Croce & Hein (2020), "Reliable evaluation of adversarial robustness", equation 6. The quotient
@@ -135,7 +137,7 @@ def dlr(logits, labels, reduction="mean"):
     return _reduce(difference / _not_0(spread), reduction)
 
 
-def dlr_targeted(logits, labels, targets, reduction="mean"):
+def dlr_targeted(logits: Same, labels: Array, targets: Array, reduction: str = "mean") -> Same:
     """-(z_y - z_t) / (z_π1 - (z_π3 + z_π4) / 2): the DLR loss that favours class t over y.
 
     Croce & Hein (2020), equation 7. Needs K ≥ 4. It is raised to reach the target.
@@ -157,7 +159,7 @@ def _not_0(spread):
     return ops.maximum(spread, 2**-5) if spread.dtype.char == "e" else spread + 1e-12
 
 
-def _sorted_logits(logits, least: int):
+def _sorted_logits(logits: Array, least: int) -> Array:
     """Each row in descending order; the order itself is constant, the values are not."""
     if logits.shape[1] < least:
         raise ValueError(f"the DLR loss needs {least} classes or more, got {logits.shape[1]}")
@@ -167,7 +169,9 @@ def _sorted_logits(logits, least: int):
     return ops.getitem(logits, (rows, order))
 
 
-def swapped_binary_cross_entropy(logits, labels, reduction="mean", *, epsilon=1e-7):
+def swapped_binary_cross_entropy(
+    logits: Same, labels: Array, reduction: str = "mean", *, epsilon: float = 1e-7
+) -> Same:
     """Keras's ``binary_crossentropy(prediction, target)``: the arguments in the wrong places.
 
     Keras takes ``(target, prediction)`` and clips the second to [ε, 1 - ε]. Given the other way

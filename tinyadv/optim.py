@@ -59,8 +59,9 @@ class Optimizer:
     """
 
     slot_names: tuple[str, ...] = ()
+    weight_decay: float
 
-    def __init__(self, params: Sequence[Tensor], lr: float, weight_decay: float, **options):
+    def __init__(self, params: Sequence[Tensor], lr: float, weight_decay: float, **options: float):
         self.params = _checked_params(params)
         check_numbers(lr=lr, weight_decay=weight_decay)
         self.option_names = (*options, "weight_decay")
@@ -107,7 +108,7 @@ class Optimizer:
         several = threads() if len(pieces) > WORTH_A_THREAD and xp is np else 1
         in_threads(self._update_all, [pieces[i::several] for i in range(several)])
 
-    def _update_all(self, pieces) -> None:
+    def _update_all(self, pieces):
         for xp, w, dw, *state in pieces:
             narrow, wide = w, _wide(w.dtype)
             if w.dtype.itemsize < wide.itemsize:
@@ -118,7 +119,7 @@ class Optimizer:
             if w is not narrow:
                 narrow[...] = w
 
-    def _update(self, xp, w, dw, *state) -> None:
+    def _update(self, xp, w, dw, *state):
         """Change ``w`` and ``state`` in place."""
         raise NotImplementedError
 
@@ -160,7 +161,7 @@ class Optimizer:
         }
 
 
-def _wide(dtype) -> np.dtype:
+def _wide(dtype):
     """float32 instead of float16, in which squares of gradients and an ε of 1e-8 are 0."""
     return np.result_type(dtype, np.float32)
 
@@ -194,7 +195,11 @@ class SGD(Optimizer):
         initialization and momentum in deep learning".
     """
 
-    def __init__(self, params, lr=0.01, *, momentum=0.0, nesterov=False, weight_decay=0.0):
+    momentum: float
+    nesterov: bool
+
+    def __init__(self, params: Sequence[Tensor], lr: float = 0.01, *, momentum: float = 0.0,
+                 nesterov: bool = False, weight_decay: float = 0.0):  # fmt: skip
         _check_factors(momentum=momentum)
         if nesterov and momentum == 0:
             raise ValueError("nesterov=True needs a momentum above 0")
@@ -224,8 +229,11 @@ class RMSprop(Optimizer):
     """
 
     slot_names = ("square",)
+    rho: float
+    epsilon: float
 
-    def __init__(self, params, lr=0.001, *, rho=0.9, epsilon=1e-7, weight_decay=0.0):
+    def __init__(self, params: Sequence[Tensor], lr: float = 0.001, *, rho: float = 0.9,
+                 epsilon: float = 1e-7, weight_decay: float = 0.0):  # fmt: skip
         _check_factors(rho=rho)
         check_positive(epsilon=epsilon)
         super().__init__(params, lr, weight_decay, rho=rho, epsilon=epsilon)
@@ -251,8 +259,13 @@ class Adam(Optimizer):
     """
 
     slot_names = ("mean", "square")
+    beta1: float
+    beta2: float
+    epsilon: float
 
-    def __init__(self, params, lr=0.001, *, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0):
+    def __init__(self, params: Sequence[Tensor], lr: float = 0.001, *, beta1: float = 0.9,
+                 beta2: float = 0.999, epsilon: float = 1e-8,
+                 weight_decay: float = 0.0):  # fmt: skip
         _check_factors(beta1=beta1, beta2=beta2)
         check_positive(epsilon=epsilon)
         super().__init__(params, lr, weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
@@ -305,7 +318,7 @@ class WeightAverage:
         check_shares(decay=decay)
         self.params, self.decay, self.steps = _checked_params(params), float(decay), 0
         self.means = [p.value.astype(_wide(p.dtype)) for p in self.params]
-        self.weights = None  # w, while the average is swapped in
+        self.weights: list[Array] | None = None  # w, while the average is swapped in
 
     def update(self) -> None:
         """Take in the weights after a step."""

@@ -32,10 +32,11 @@ import operator
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -51,14 +52,15 @@ except AttributeError:  # not on every system
 
 LARGE = 1 << 20  # numbers in an array from which on two threads add it faster than one
 
-_limit = ContextVar("limit", default=None)
-_errors = ContextVar("errors", default=None)  # in a piece: the errors of all pieces of the call
+_limit: ContextVar[int | None] = ContextVar("limit", default=None)
+# In a piece: the errors of all pieces of the call.
+_errors: ContextVar[list | None] = ContextVar("errors", default=None)
 
 
 def threads() -> int:
     """How many threads share the work: :func:`limit`, else TINYADV_THREADS, else all cores."""
-    if _limit.get() is not None:
-        return _limit.get()
+    if (own := _limit.get()) is not None:
+        return own
     return _count(os.environ.get("TINYADV_THREADS") or CORES, "the variable TINYADV_THREADS")
 
 
@@ -88,7 +90,7 @@ def limit(n: int) -> Iterator[None]:
         _limit.reset(token)
 
 
-def _count(n, name: str) -> int:
+def _count(n: Any, name: str) -> int:
     try:
         count = int(n) if isinstance(n, str) else operator.index(n)
     except (TypeError, ValueError):
@@ -123,7 +125,7 @@ def stop_point() -> None:
         raise Stopped
 
 
-def _until_stopped(items) -> Iterator:
+def _until_stopped(items: Iterable) -> Iterator:
     for item in items:
         stop_point()
         yield item
@@ -142,7 +144,8 @@ def in_threads(work: Callable, items: Sequence) -> list:
     if inside() or len(items) < 2:
         return [work(item) for item in _until_stopped(items)]
     helpers, waiting, process = min(threads(), len(items)) - 1, iter(range(len(items))), os.getpid()
-    results, errors, ends = {}, [], []
+    results: dict[int, Any] = {}
+    errors, ends = list[BaseException](), list[threading.Event]()
 
     def help_with():
         _errors.set(errors)
@@ -253,7 +256,7 @@ def _adapt_blas() -> None:
             _blas_before.clear()
 
 
-def _set_blas(library, count: int) -> None:
+def _set_blas(library: Any, count: int) -> None:
     """threadpoolctl ≥ 3.8 obeys only the thread that was the first to set a limit, if any was."""
     clear = getattr(library, "clear_controlling_thread", lambda force: None)
     clear(force=True)
@@ -289,7 +292,7 @@ if hasattr(os, "register_at_fork"):  # with the lock held, so that no thread is 
 # --------------------------------------------------------------------------- pieces of a batch
 
 
-def may_cut(model) -> bool:
+def may_cut(model: Any) -> bool:
     """Whether a batch for ``model`` may be cut: it and all within it say ``by_example = True``.
 
     A module or function that does not say so gets the whole batch: it may be one that looks at all
@@ -301,7 +304,7 @@ def may_cut(model) -> bool:
     return all(module.by_example for module in modules)
 
 
-def worth_cutting(x: Array | Tensor, least: int | None = None) -> bool:
+def worth_cutting(x: Array | Tensor, least: float | None = None) -> bool:
     """Whether :func:`by_examples` cuts this batch: a large one that is not a piece already.
 
     Networks call it before each pass, so it is also a :func:`stop_point`.
@@ -315,7 +318,7 @@ def worth_cutting(x: Array | Tensor, least: int | None = None) -> bool:
 def by_examples(
     f: Callable, *arrays: Array | Tensor | None, least: int | None = None, most: int = 64,
     done: Callable[[int], object] | None = None,
-):  # fmt: skip
+) -> Any:  # fmt: skip
     """``f(*arrays)``, the batch cut into pieces that several cores work on.
 
     Within such a piece this is just ``f(*arrays)``. The same holds on a GPU, unless ``least`` is
@@ -392,7 +395,7 @@ def by_examples(
     return joined(outputs)
 
 
-def _cut(array, piece: slice):
+def _cut(array: Any, piece: slice) -> Any:
     if array is None:
         return None
     rows = examples_last(value_of(array)[piece])
@@ -422,7 +425,7 @@ def _shared(outputs: list[Tensor], start: int) -> list[Tensor]:
     return list({id(arg): arg for arg in used if arg.number < start}.values())
 
 
-def _node(inputs, outputs, leaves, is_cut, pieces, start, add=False) -> Tensor:
+def _node(inputs, outputs, leaves, is_cut, pieces, start, add=False):
     """One node for the tapes that end in ``outputs``: one after another, or their sum.
 
     ``leaves[piece][k]`` is input k on the tape of a piece: its examples in the piece if
@@ -433,7 +436,7 @@ def _node(inputs, outputs, leaves, is_cut, pieces, start, add=False) -> Tensor:
     return Tensor(value, by_examples, inputs, {**how, "start": start, "add": add})
 
 
-def _together(parts, add: bool):
+def _together(parts: Any, add: bool) -> Any:
     if not add:
         return array_module(*parts).concatenate(parts)
     if len(parts) < 2 or parts[0].size < LARGE or not isinstance(parts[0], np.ndarray):
@@ -482,4 +485,5 @@ def _back(wanted, g, y, *inputs, outputs, leaves, is_cut, pieces, start, add):
     return result
 
 
-by_examples.vjp = _back  # not by defvjp: one walk serves all arguments
+# Not by defvjp: one walk serves all arguments.
+by_examples.vjp = _back  # type: ignore[attr-defined]

@@ -34,14 +34,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import numpy as np
 
 from tinyadv.backend import array_module
 
 Array = Any  # an array of the backend in use: numpy.ndarray or cupy.ndarray
+RNG = np.random.Generator | int  # a generator of random numbers, or a seed for one
+Shape = tuple[int, ...]
+Axis = int | Sequence[int] | None  # of a sum: one axis, several, or all
+Same = TypeVar("Same", bound=Any)  # array or Tensor: the function returns what it is given
+Function = TypeVar("Function", bound=Callable)  # a decorated function keeps its signature
 
 PRIMITIVES: dict[str, Callable] = {}  # every operation by name; the tests go through all of them
 _counter = itertools.count()  # numbers the tensors in the order in which they are made
@@ -50,7 +55,7 @@ _counter = itertools.count()  # numbers the tensors in the order in which they a
 # ------------------------------------------------------------------------------ the operations
 
 
-def primitive(fun: Callable) -> Callable:
+def primitive(fun: Function) -> Function:
     """Turn ``fun``, a function of arrays, into an operation.
 
     It is differentiable with respect to its positional arguments, not its keyword arguments. Called
@@ -74,10 +79,10 @@ def primitive(fun: Callable) -> Callable:
 
     defvjp(operation)  # no rules yet
     PRIMITIVES[fun.__name__] = operation
-    return operation
+    return cast(Function, operation)
 
 
-def defvjp(operation: Callable, *rules: Callable | None, variadic: Callable | None = None) -> None:
+def defvjp(operation: Any, *rules: Callable | None, variadic: Callable | None = None) -> None:
     """Give ``operation`` its gradient rules.
 
     Parameters
@@ -138,7 +143,7 @@ class Tensor:
     __array_ufunc__ = None
     __array_priority__ = 1000
 
-    def __init__(self, value, operation=None, args=(), kwargs=None):
+    def __init__(self, value: Any, operation: Any = None, args: tuple = (), kwargs: Any = None):
         if isinstance(value, Tensor):
             raise TypeError("Tensor() takes an array and got a Tensor: use it as it is, or .value")
         if not hasattr(value, "dtype") or isinstance(value, np.generic):
@@ -148,10 +153,21 @@ class Tensor:
         self.value, self.number = value, next(_counter)
         self.operation, self.args, self.kwargs = operation, args, kwargs
 
-    shape = property(lambda self: self.value.shape)
-    dtype = property(lambda self: self.value.dtype)
-    ndim = property(lambda self: self.value.ndim)
-    size = property(lambda self: self.value.size)
+    @property
+    def shape(self) -> Shape:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.value.ndim
+
+    @property
+    def size(self) -> int:
+        return self.value.size
 
     def __repr__(self) -> str:
         made_by = "" if self.operation is None else f", made by {self.operation.__name__}"
@@ -161,13 +177,13 @@ class Tensor:
     __float__ = lambda self: float(self.value)
     __bool__ = lambda self: bool(self.value)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    def __array__(self, *args, **kwargs):
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError("a Tensor is not an array: use .value for its numbers, or tinyadv.ops")
 
-    def __array_function__(self, function, types, args, kwargs):
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function in (np.shape, np.ndim, np.size):  # known without the numbers
             return function(*map(value_of, args), **{k: value_of(v) for k, v in kwargs.items()})
         return self.__array__()
@@ -177,14 +193,27 @@ class Tensor:
     __ge__ = lambda self, other: self.value >= value_of(other)
     __lt__ = lambda self, other: self.value < value_of(other)
     __le__ = lambda self, other: self.value <= value_of(other)
-    __eq__ = lambda self, other: self.value == value_of(other)
-    __ne__ = lambda self, other: self.value != value_of(other)
+    __eq__: Any = lambda self, other: self.value == value_of(other)
+    __ne__: Any = lambda self, other: self.value != value_of(other)
     __hash__ = object.__hash__
-    # ops.py adds the arithmetic operators and methods such as .sum(), below the operations that
-    # they stand for.
+
+    if TYPE_CHECKING:  # ops.py adds these, below the operations that they stand for
+
+        def __add__(self, other: Array | Tensor) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def reshape(self, *shape: Any) -> Tensor: ...
+        def transpose(self, *axes: Any) -> Tensor: ...
+        def astype(self, dtype: Any) -> Tensor: ...
+
+        T: Tensor
+        __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__
+        __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __add__
+        __abs__, mean, max, min = __neg__, sum, sum, sum
 
 
-def value_of(x):
+def value_of(x: Any) -> Any:
     """The array of a tensor; anything else as it is."""
     return x.value if isinstance(x, Tensor) else x
 
@@ -258,7 +287,7 @@ def tape(y: Tensor, since: int = 0) -> list[Tensor]:
     return sorted(nodes, key=lambda node: node.number)
 
 
-def walk_back(nodes: list[Tensor], y: Tensor, g, inputs: Sequence[Tensor], create_graph) -> list:
+def walk_back(nodes: list, y: Tensor, g: Any, inputs: Sequence[Tensor], create_graph: bool) -> list:
     """The gradients of ``y`` with respect to ``inputs``, ``None`` for one that is not on the tape.
 
     ``g`` is y's own gradient. Nothing is checked: this is the loop of :func:`grad`.
@@ -281,7 +310,7 @@ def walk_back(nodes: list[Tensor], y: Tensor, g, inputs: Sequence[Tensor], creat
     return [gradients[id(x)] if id(x) in needed and id(x) in gradients else None for x in inputs]
 
 
-def _shares(node: Tensor, wanted: list[int], g, create_graph: bool) -> list:
+def _shares(node: Tensor, wanted: list[int], g: Any, create_graph: bool) -> list:
     """The gradient that each ``wanted`` argument of a node receives, in its shape and dtype."""
     if not wanted:
         return []
@@ -336,7 +365,7 @@ def _checked_cotangent(y, inputs, cotangent, unused):
     return cotangent if cotangent.dtype == y.dtype else cotangent.astype(y.dtype)
 
 
-def value_and_grad(f: Callable, inputs: Sequence[Array], **options) -> tuple[Array, list[Array]]:
+def value_and_grad(f: Callable, inputs: Sequence[Array], **options: Any) -> tuple[Array, list]:
     """The value of ``f(*inputs)``, a scalar, and its gradient with respect to each input.
 
     Parameters
@@ -359,7 +388,7 @@ def value_and_grad(f: Callable, inputs: Sequence[Array], **options) -> tuple[Arr
     return y.value, gradients
 
 
-def checked_list(inputs) -> Sequence[Array]:
+def checked_list(inputs: Any) -> Sequence[Array]:
     """``inputs``, or a TypeError if it is not a list or a tuple."""
     if not isinstance(inputs, (list, tuple)):
         raise TypeError(f"expected a list of input arrays, got {type(inputs).__name__}: write [x]")

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from tinyadv.inputs import as_arrays, check_counts
 from tinyadv.layers import Module
 from tinyadv.losses import cross_entropy
 from tinyadv.optim import Optimizer, Schedule, WeightAverage
-from tinyadv.tensor import Array, Tensor, grad, tape, value_of
+from tinyadv.tensor import RNG, Array, Tensor, grad, tape, value_of
 
 # Batches between two looks at the loss while an epoch runs. On a GPU each look waits for it.
 LOOK_EVERY = 50
@@ -83,7 +83,7 @@ def fit(
     perturb: Callable | None = None, *,
     augment: Callable | None = None, objective: Callable = cross_entropy_objective,
     batch_size: int = 128, schedule: Schedule | None = None,
-    average: float | WeightAverage | None = None, rng: np.random.Generator | int = 0,
+    average: float | WeightAverage | None = None, rng: RNG = 0,
     validate: bool | Callable = True, checkpoint: str | os.PathLike | None = None,
     checkpoint_steps: int | None = None, resume: bool = False, progress: bool = True,
 ) -> History:  # fmt: skip
@@ -197,11 +197,11 @@ def fit(
         average = WeightAverage(optimizer.params, decay=average)
     if isinstance(average, WeightAverage) and (average.steps or average.weights):
         raise ValueError("average belongs to a run before this one: make a new WeightAverage")
-    parts = {"perturb": perturb, "objective": objective, "average": average}
+    parts: dict[str, Any] = {"perturb": perturb, "objective": objective, "average": average}
     settings = {"examples": len(x_train), "batch_size": int(batch_size)}
     rng = np.random.default_rng(rng)
     run = TrainingState(model, optimizer, rng, History(), settings=settings, parts=parts)
-    if resume and os.path.exists(checkpoint):
+    if resume and checkpoint is not None and os.path.exists(checkpoint):
         run.load(checkpoint)
     if checkpoint is not None and run.epoch < epochs:
         check_writable(checkpoint)  # now, and not after an epoch
@@ -231,8 +231,8 @@ def fit(
                     x = _images(augment(x, rng), "augment")
                 for result in train_batch(model, x, y, evaluated, optimizer, begin):
                     _record(run, result, y)
-                    if average is not None:
-                        average.update()
+                    if parts["average"] is not None:
+                        parts["average"].update()
 
                 run.step += 1
                 stop = interrupted.is_set()
@@ -243,7 +243,7 @@ def fit(
                     _check_finite(run)
                 if stop:
                     break
-                if save:
+                if save and checkpoint is not None:
                     run.save(checkpoint)
             else:
                 with run.averaged():
@@ -258,8 +258,8 @@ def fit(
                 when = f"in epoch {run.epoch + 1}" if run.step else f"after epoch {run.epoch}"
                 kept = f"state saved in {run.saved_in}" if run.saved_in else "no state kept"
                 raise KeyboardInterrupt(f"stopped {when}: {kept}")
-    if average is not None:
-        average.swap()
+    if parts["average"] is not None:
+        parts["average"].swap()
     return run.history
 
 
@@ -300,7 +300,7 @@ class History(SimpleNamespace):
         for name in {**vars(self), **row}:
             vars(self).setdefault(name, [math.nan] * before).append(row.get(name, math.nan))
 
-    def plot(self, axes=None):
+    def plot(self, axes: Any = None) -> Any:
         """Draw loss and accuracies over epochs; returns the two matplotlib axes.
 
         Parameters
@@ -338,14 +338,14 @@ def _record(run: TrainingState, result: Result, y: Array) -> None:
 # ------------------------------------------------------------------------------------- arguments
 
 
-def _check_functions(**functions) -> None:
+def _check_functions(**functions: Any) -> None:
     for name, function in functions.items():
         usable = function is None or callable(function) or hasattr(function, "train_batch")
         if not usable or isinstance(function, type):
             raise TypeError(f"{name} must be a function, or act as one, got {function!r}")
 
 
-def _part(data: Dataset, part: str, xp) -> tuple[Array, Array]:
+def _part(data: Dataset, part: str, xp: Any) -> tuple[Array, Array]:
     """The images and labels of a part of the data, after a check, on the backend ``xp``."""
     x, y = (getattr(data, f"{name}_{part}", None) for name in "xy")
     hint = "; validate=False does not need them" if part == "test" else ""
@@ -369,7 +369,7 @@ def _read_only(y: Array) -> Array:
     return y
 
 
-def _images(x, source: str) -> Array:
+def _images(x: Any, source: str) -> Array:
     """What ``perturb`` or ``augment`` returned, after a check."""
     if isinstance(x, Tensor) or not hasattr(x, "shape"):
         raise TypeError(
@@ -379,7 +379,7 @@ def _images(x, source: str) -> Array:
     return x
 
 
-def with_generator(function: Callable | None, rng: np.random.Generator) -> Callable | None:
+def with_generator(function: Any, rng: np.random.Generator) -> Any:
     """``function``, or if it takes an argument ``rng`` that is not set, it with ``rng``."""
     try:
         arguments = inspect.signature(function, follow_wrapped=False).parameters
@@ -389,7 +389,7 @@ def with_generator(function: Callable | None, rng: np.random.Generator) -> Calla
     return function if is_set else partial(function, rng=rng)
 
 
-def _evaluated(objective: Callable, params: list[Tensor], model: Module, x, y) -> Result:
+def _evaluated(objective, params, model, x, y):
     """What ``objective`` returned, after a check."""
     returned = objective(model, x, y)
     parts = returned if isinstance(returned, (tuple, list)) else [returned]
@@ -408,7 +408,7 @@ def _evaluated(objective: Callable, params: list[Tensor], model: Module, x, y) -
     return result
 
 
-def _validated(validate: Callable | bool, model: Module, run: TrainingState) -> dict:
+def _validated(validate: Any, model: Module, run: TrainingState) -> dict:
     """The numbers that ``validate`` returned, after a check."""
     numbers = validate(model) if validate else {}
     if not isinstance(numbers, Mapping):
@@ -476,7 +476,7 @@ def _check_finite(run: TrainingState) -> None:
     )
 
 
-def _bar(run: TrainingState, batches: int, epochs: int, progress: bool):
+def _bar(run: TrainingState, batches: int, epochs: int, progress: bool) -> Any:
     """The numbers of the batches that are left in this epoch, with a progress bar."""
     from tqdm import tqdm
 

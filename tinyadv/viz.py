@@ -5,11 +5,13 @@
     source_target_grid  from each class to each other class
     loss_on_plane       numbers for loss_landscape, which draws them
     robustness_curves   what evaluate.robustness_curve returns, for several models or attacks
+    show                one picture in axes of your own
 
 Images are arrays of either backend, tensors or lists: (N, C, H, W) with one channel or three, or
-(N, H, W); pixel values 0–1, with a warning where they are not. A function makes a figure of its
-own, or draws in the ``figure`` (also a part of one, a SubFigure) or the ``axes`` that it is given,
-so that lessons can put several together. Nothing is shown or saved here.
+(N, H, W); pixel values 0–1, with a warning where they are not. ``cmap="gray_r"`` draws grey images
+with dark ink, as on paper. A function makes a figure of its own, or draws in the ``figure`` (also a
+part of one, a SubFigure) or the ``axes`` that it is given, so that several can be put together. It
+returns the figure. Nothing is displayed or saved here.
 
 Colours can be told apart with any colour vision: Okabe & Ito's for lines, cividis for losses, and
 for what may be positive or negative red and blue, white at zero.
@@ -17,14 +19,16 @@ for what may be positive or negative red and blue, white at zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.inputs import check_counts, check_labels, check_positive, warn
-from tinyadv.losses import cross_entropy
+from tinyadv.inputs import Model, check_counts, check_labels, check_positive, warn
+from tinyadv.losses import Loss, cross_entropy
 from tinyadv.tensor import Array, value_of
 
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"  # Okabe & Ito (2008)
@@ -33,14 +37,16 @@ CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS, DASHES = "os^Dv<>", ("-", "--", "-.", ":")  # so that curves differ without colours too
 GREY = "#767676"
 
+OneEach = Array | Sequence | None  # a number or a name for each image: an array, a list or a tuple
+
 
 # ------------------------------------------------------------------------------------- images
 
 
 def image_grid(
-    images: Array, *, labels: Sequence | None = None, predictions: Sequence | None = None,
-    confidences: Sequence[float] | None = None, columns: int | None = None, figure=None,
-):  # fmt: skip
+    images: Array, *, labels: OneEach = None, predictions: OneEach = None,
+    confidences: OneEach = None, columns: int | None = None, cmap: str = "gray", figure: Any = None,
+) -> Figure:  # fmt: skip
     """Images in rows, each with its class above and the model's confidence below.
 
     Parameters
@@ -51,6 +57,8 @@ def image_grid(
     confidences : N numbers from 0 to 1, optional
     columns : int, optional
         By default 10 at most.
+    cmap : str
+        Matplotlib's name of the colours of grey images.
     figure : Figure or SubFigure, optional
 
     Returns
@@ -75,7 +83,7 @@ def image_grid(
     figure = _figure(figure, (max(1.06 * columns, 2), height * rows))
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for i, ax in enumerate(axes[:count]):
-        _show(ax, pictures[i])
+        show(ax, pictures[i], cmap=cmap)
         title, colour = _title(labels[i], predictions[i])
         ax.set_title(title, color=colour, fontsize=10, loc="center", pad=3)
         if confidences[i] is not None:
@@ -86,9 +94,9 @@ def image_grid(
 
 
 def triptych(
-    x: Array, x_adv: Array, *, answers: Sequence | None = None,
-    confidences: Sequence[float] | None = None, figure=None,
-):  # fmt: skip
+    x: Array, x_adv: Array, *, answers: OneEach = None, confidences: OneEach = None,
+    cmap: str = "gray", figure: Any = None,
+) -> Figure:  # fmt: skip
     """The form of the panda picture: image + perturbation = adversarial image.
 
     Goodfellow et al. (2015), "Explaining and harnessing adversarial examples", figure 1. The middle
@@ -102,6 +110,8 @@ def triptych(
         The predicted classes of both.
     confidences : pair of numbers from 0 to 1, optional
         The probabilities of these classes.
+    cmap : str
+        Matplotlib's name of the colours of grey images.
     figure : Figure or SubFigure, optional
 
     Returns
@@ -120,23 +130,21 @@ def triptych(
     figure = _figure(figure, (7.4, 3.0))
     left, plus, middle, equals, right = figure.subplots(1, 5, width_ratios=[1, 0.1, 1, 0.1, 1])
     for i, (ax, picture) in enumerate([(left, before), (right, after)]):
-        _show(ax, picture)
+        show(ax, picture, cmap=cmap)
         changed = str(answers[i]) != str(answers[0])
         share = "" if confidences[i] is None else _percent(confidences[i])
         words = f"{answers[i]}  {share}".strip()
         ax.set_title(words, fontsize=11, loc="center", color=VERMILLION if changed else "black")
     scale = largest or 1.0
     if delta.ndim == 2:
-        drawn = middle.imshow(delta, cmap="RdBu_r", vmin=-scale, vmax=scale)
+        drawn = show(middle, delta, low=-scale, high=scale, cmap="RdBu_r")
         below = middle.inset_axes([0, -0.1, 1, 0.05])  # takes no room from the image itself
         bar = figure.colorbar(drawn, cax=below, orientation="horizontal")
         bar.set_ticks([-scale, 0, scale], labels=[f"−{scale:.3g}", "0", f"{scale:.3g}"])
         bar.ax.tick_params(labelsize=9)
         bar.outline.set_visible(False)
     else:
-        middle.imshow(0.5 + delta / (2 * scale))
-    middle.set(xticks=[], yticks=[])
-    middle.spines[:].set(visible=True, color="0.7")
+        show(middle, 0.5 + delta / (2 * scale))
     middle.set_title(f"largest change {largest:.3g}", fontsize=11, loc="center")
     for ax, sign in ((plus, "+"), (equals, "=")):
         ax.text(0.5, 0.5, sign, fontsize=20, ha="center", va="center", transform=ax.transAxes)
@@ -145,8 +153,9 @@ def triptych(
 
 
 def source_target_grid(
-    images: Array, *, classes: Sequence | None = None, reached: Array | None = None, figure=None
-):
+    images: Array, *, classes: OneEach = None, reached: Array | None = None,
+    cmap: str = "gray", figure: Any = None,
+) -> Figure:  # fmt: skip
     """A square of images: the row is the class that an image is of, the column the target.
 
     Parameters
@@ -158,6 +167,8 @@ def source_target_grid(
         By default 0 … K - 1.
     reached : (K, K) bool, optional
         Where the model predicts the target; other images are crossed out.
+    cmap : str
+        Matplotlib's name of the colours of grey images.
     figure : Figure or SubFigure, optional
 
     Returns
@@ -180,9 +191,9 @@ def source_target_grid(
     axes = figure.subplots(count, count, squeeze=False)
     for i, row in enumerate(axes):
         for j, ax in enumerate(row):
-            _show(ax, pictures[i * count + j])
+            show(ax, pictures[i * count + j], cmap=cmap)
             if i == j:
-                ax.spines[:].set(visible=True, color=SKY, linewidth=3)
+                ax.spines[:].set(color=SKY, linewidth=3)
             elif not reached[i, j]:
                 cross = [0, 1], [0, 1], [0, 1], [1, 0]  # two lines
                 ax.plot(*cross, color=VERMILLION, transform=ax.transAxes, linewidth=1.5)
@@ -195,12 +206,20 @@ def source_target_grid(
     return figure
 
 
+def show(ax: Any, picture: Array, *, low: float = 0, high: float = 1, cmap: str = "gray") -> Any:
+    """Draw one picture, (H, W) or (H, W, 3), in a thin frame; returns what ``imshow`` returns."""
+    drawn = ax.imshow(np.clip(picture, low, high), cmap=cmap, vmin=low, vmax=high)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color="0.8")
+    return drawn
+
+
 # -------------------------------------------------------------------------------------- losses
 
 
 def loss_on_plane(
-    model: Callable, x: Array, y: Array, d1: Array, d2: Array, *,
-    reach: float = 1.0, points: int = 41, loss: Callable = cross_entropy, batch_size: int = 500,
+    model: Model, x: Array, y: Array, d1: Array, d2: Array, *,
+    reach: float = 1.0, points: int = 41, loss: Loss = cross_entropy, batch_size: int = 500,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """The mean loss at x + a·d1 + b·d2, where a and b lie on a square grid.
 
@@ -253,8 +272,8 @@ def loss_on_plane(
 
 def loss_landscape(
     a: Array, b: Array, values: Array, *, surface: bool = False,
-    names: tuple[str, str] = ("adversarial direction", "random direction"), axes=None,
-):  # fmt: skip
+    names: tuple[str, str] = ("adversarial direction", "random direction"), axes: Any = None,
+) -> Figure:  # fmt: skip
     """Draw what :func:`loss_on_plane` returns: contours, or a surface in perspective.
 
     Parameters
@@ -269,7 +288,7 @@ def loss_landscape(
 
     Returns
     -------
-    axes
+    figure
     """
     a, b, values = to_numpy(a), to_numpy(b), to_numpy(values)
     if values.shape != (len(b), len(a)):
@@ -291,15 +310,16 @@ def loss_landscape(
         axes.set_box_aspect(1)
     axes.set_xlabel(names[0], fontsize=10)
     axes.set_ylabel(names[1], fontsize=10)
-    return axes
+    return axes.figure
 
 
 # ---------------------------------------------------------------------------------- accuracies
 
 
 def robustness_curves(
-    curves: Mapping[str, tuple[Array, Array]], *, chance: float | None = None, axes=None
-):
+    curves: Mapping[str, tuple[Array, Array]], *, chance: float | None = None,
+    colours: Sequence[str] = CYCLE, axes: Any = None,
+) -> Figure:  # fmt: skip
     """The accuracy over ε: one curve per model or attack.
 
     Parameters
@@ -308,11 +328,13 @@ def robustness_curves(
         Name → (epsilons, accuracies), as :func:`tinyadv.evaluate.robustness_curve` returns them.
     chance : float, optional
         The accuracy of a guess, 0.1 for ten classes: a dotted line.
+    colours : sequence of str
+        Of the curves, one after another.
     axes : matplotlib axes, optional
 
     Returns
     -------
-    axes
+    figure
     """
     if axes is None:
         axes = _figure(None, (6, 3.8)).add_subplot()
@@ -322,7 +344,7 @@ def robustness_curves(
         epsilons, accuracies = to_numpy(epsilons), to_numpy(accuracies)
         order = np.argsort(epsilons)
         axes.plot(
-            epsilons[order], 100 * accuracies[order], color=CYCLE[i % len(CYCLE)], label=name,
+            epsilons[order], 100 * accuracies[order], color=colours[i % len(colours)], label=name,
             marker=MARKERS[i % len(MARKERS)], linestyle=DASHES[i % len(DASHES)],
             markersize=5, linewidth=1.8, clip_on=False, zorder=3,
         )  # fmt: skip
@@ -330,17 +352,17 @@ def robustness_curves(
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return axes
+    return axes.figure
 
 
 # --------------------------------------------------------------------------------- shared parts
 
 
-def _figure(figure, size: tuple[float, float]):
+def _figure(figure: Any, size: tuple[float, float]) -> Figure:
     return plt.figure(figsize=size, layout="constrained") if figure is None else figure
 
 
-def _pictures(images) -> np.ndarray:
+def _pictures(images: Any) -> np.ndarray:
     """What imshow takes for each image: (N, H, W) grey, or (N, H, W, 3)."""
     images = to_numpy(images)
     if images.ndim == 4 and images.shape[1] == 1:
@@ -360,7 +382,7 @@ def _pictures(images) -> np.ndarray:
     return images
 
 
-def _single(x, name: str) -> np.ndarray:
+def _single(x: Any, name: str) -> np.ndarray:
     """One image: (C, H, W) or (H, W)."""
     x = to_numpy(x)
     if x.ndim == 4 and len(x) == 1:
@@ -370,13 +392,7 @@ def _single(x, name: str) -> np.ndarray:
     return x
 
 
-def _show(ax, picture) -> None:
-    ax.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1)
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-
-
-def _listed(values, count: int, name: str, default=None) -> list:
+def _listed(values: Any, count: int, name: str, default: Any = None) -> list:
     """``values`` as a list of ``count``; of ``default`` if there are none."""
     if values is None:
         return [default] * count
@@ -386,7 +402,7 @@ def _listed(values, count: int, name: str, default=None) -> list:
     return values
 
 
-def _title(label, prediction) -> tuple[str, str]:
+def _title(label: Any, prediction: Any) -> tuple[str, str]:
     """The title of an image, and its colour."""
     if label is None or prediction is None:
         return str(next((v for v in (label, prediction) if v is not None), "")), "black"

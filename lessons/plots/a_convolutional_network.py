@@ -3,13 +3,16 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import BLUE, PURPLE, images
+from .style import BLUE, PURPLE, headline, image_grid
 
 SLIDES = {"training": 0.995, "test": 0.991}  # on MNIST
 
 
 def curves(histories, dataset):
-    """Loss and accuracies over the epochs: thin for each history, thick for their mean."""
+    """The training loss, and the accuracies on training and test images, after each epoch.
+
+    Thin lines for each history, thick ones for their mean; for MNIST, dashed, what the slides give.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
 
     def draw(ax, name, colour, marker, first=0):
@@ -42,15 +45,12 @@ def curves(histories, dataset):
 
 
 def mistakes(pictures, names, confidence):
-    """The first 16 of the pictures (N, 28, 28), with "true → predicted" and the confidence."""
-    figure, axes = plt.subplots(2, 8, figsize=(9, 3.2))
-    for ax in axes.flat[len(pictures) :]:
-        ax.set_axis_off()
-    shown = axes.flat[: len(pictures)]
-    titles = [f"{name}\n{100 * share:.1f} %" for name, share in zip(names, confidence, strict=True)]
-    images(shown, pictures[: len(shown)], titles)
-    figure.suptitle(
-        "The most confident mistakes: true class → predicted class, confidence",
-        x=0.01, ha="left", fontsize=12,
-    )  # fmt: skip
+    """The most confident mistakes: test images, with true class → predicted class and confidence.
+
+    The first 16 of N: pictures (N, 28, 28), names "true → predicted", and confidences (N,).
+    """
+    figure = image_grid(
+        pictures[:16], names[:16], confidences=confidence[:16], columns=8, size=(9, 3.3)
+    )
+    headline(figure, "The most confident mistakes: true class → predicted class, confidence")
     return figure

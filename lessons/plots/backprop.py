@@ -7,7 +7,7 @@ from .style import BLUE, PURPLE, RED
 
 
 def input_gradients(points, labels, at, arrows, path, predict):
-    """The direction of ∂L/∂x at some points, and the path of one point along it.
+    """Points of two classes, arrows along ∂L/∂x, and the path of a point into the other class.
 
     Points (N, 2) with labels (N,); arrows (n, 2) at the points ``at`` (n, 2); the path (steps + 1,
     2); ``predict`` maps points (m, 2) to classes (m,).

@@ -13,7 +13,10 @@ MARKERS = {"clean": "o", "FGSM": "s", "PGD": "^"}
 
 
 def squares(points, sign, epsilon, f):
-    """Points (n, 2) of two classes (n,) and their balls, with a line and with f(x) = 0."""
+    """Points of two classes with their balls: a line separates the points, a bent curve the balls.
+
+    Points (n, 2), their signs (n,), and the curve f(x) = 0.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9, 2.5), sharey=True)
     last = len(points) - 1
     for ax in axes:
@@ -41,6 +44,7 @@ def squares(points, sign, epsilon, f):
 
 
 def width_axis(ax, widths):
+    """A logarithmic axis of widths, labelled ×1, ×2, ×4, …"""
     ax.set_xscale("log", base=2)
     ax.set_xticks(widths, [f"×{w}" for w in widths])
     ax.minorticks_off()
@@ -48,7 +52,10 @@ def width_axis(ax, widths):
 
 
 def training_loss(widths, loss):
-    """The loss on training images over the width: {training: (W,)}."""
+    """The loss on training images over the width of the network, for three kinds of training.
+
+    Widths (W,) and {training: (W,)}.
+    """
     figure, ax = plt.subplots(figsize=(7, 3.4))
     labels = {"standard": "clean", "FGSM": "FGSM", "PGD": "PGD"}
     for training, values in loss.items():
@@ -66,7 +73,10 @@ def training_loss(widths, loss):
 
 
 def accuracies(widths, accuracy):
-    """Test accuracies over the width: {training: {attack: (W,)}}."""
+    """The test accuracy over the width of the network, on clean images and under two attacks.
+
+    Widths (W,) and {training: {attack: (W,)}}: one part of the figure for each training.
+    """
     figure, axes = plt.subplots(1, len(accuracy), figsize=(9, 3.5), sharey=True)
     for ax, (training, rows) in zip(axes, accuracy.items(), strict=True):
         for attack, values in rows.items():

@@ -3,11 +3,14 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import BLUE, GREY, ORANGE, RED, percent
+from .style import BLUE, GREY, ORANGE, RED, headline, percent
 
 
 def masks(margins, low, high):
-    """Where the gradient is lost; ``margins`` is {network: median margin of clean images}."""
+    """Three flat functions in which the gradient is lost: softmax, rounding, and thresholds.
+
+    ``margins`` is {network: median margin of clean images}.
+    """
     figure, (softmax, stairs, steep) = plt.subplots(1, 3, figsize=(9, 3.4))
 
     zero = 1e-55  # where 0 is drawn, on an axis of powers of ten
@@ -35,19 +38,20 @@ def masks(margins, low, high):
         ax.plot(x, line, "--", color=RED, label="slope of the\nadaptive attack")
         ax.set(xlabel="pixel", title=f"{title}: new pixel", ylim=(-0.08, 1.08), xlim=(0, 1))
     stairs.legend(loc="upper left", fontsize=10, borderaxespad=0)
-    figure.suptitle(
-        "Three flat functions: PGD loses its gradient in each", x=0.01, ha="left", fontsize=12
-    )
+    headline(figure, "Three flat functions: PGD loses its gradient in each")
     return figure
 
 
 def reported_and_adaptive(results):
-    """From the reported to the adaptive robust accuracy: {network: {"PGD", "adaptive", …}}."""
+    """The robust accuracy of each defence as PGD reports it, and under an adaptive attack.
+
+    {network: {"PGD": …, "adaptive": …}}.
+    """
     figure, ax = plt.subplots(figsize=(7, 3.4))
     for at, row in enumerate(reversed(results.values())):
         for shift, key, colour in ((0.18, "PGD", ORANGE), (-0.18, "adaptive", RED)):
             ax.barh(at + shift, row[key], 0.32, color=colour)
-            text = f"{100 * row[key]:.0f} %"
+            text = f"{100 * row[key]:.3g} %"
             ax.text(row[key] + 0.01, at + shift, text, va="center", fontsize=10)
     ax.barh([0], [0], color=ORANGE, label="PGD as reported")
     ax.barh([0], [0], color=RED, label="adaptive attack")
@@ -56,7 +60,5 @@ def reported_and_adaptive(results):
     ax.set(xlim=(0, 1.1), xlabel="robust accuracy")
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
-    figure.suptitle(
-        "Adaptive attacks break two defences and weaken the third", x=0.01, ha="left", fontsize=12
-    )
+    headline(figure, "Adaptive attacks break two defences and weaken the third")
     return figure

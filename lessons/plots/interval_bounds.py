@@ -6,11 +6,14 @@ from .style import BLUE, GREEN, GREY, PURPLE, RED, percent
 
 
 def reachable(hidden, hidden_bounds, outputs, output_bounds):
-    """Values (M, 2) of both layers on a grid of inputs, with their bounds: pairs of (1, 2)."""
+    """What two neurons and two outputs reach on a grid of inputs, inside their interval bounds.
+
+    Values (M, 2) of both layers, and their bounds: pairs of (1, 2).
+    """
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 4))
     parts = (
         ("Hidden neurons: every side is reached", "neuron", hidden, hidden_bounds),
-        ("Outputs: half of the box is empty", "output", outputs, output_bounds),
+        ("Outputs: the right half is empty", "output", outputs, output_bounds),
     )
     for ax, (title, name, values, (low, high)) in zip(axes, parts, strict=True):
         ax.plot(*values.T, ".", color=BLUE, markersize=3)
@@ -26,7 +29,10 @@ def reachable(hidden, hidden_bounds, outputs, output_bounds):
 
 
 def widths(growth):
-    """The relative width of the intervals behind each linear layer: {network: (layers,)}."""
+    """The relative width of the intervals after each linear layer, for three networks.
+
+    {network: (layers,)}.
+    """
     figure, ax = plt.subplots(figsize=(6.2, 3.6))
     for (name, width), colour in zip(growth.items(), (BLUE, GREEN, PURPLE), strict=True):
         ax.plot(range(1, len(width) + 1), width, "o-", color=colour, label=name)
@@ -40,7 +46,10 @@ def widths(growth):
 
 
 def sandwich(table):
-    """From the certified to the PGD accuracy: {network: {"PGD": …, "certified": …}}."""
+    """A bar for each network, from its certified accuracy to its accuracy under PGD.
+
+    {network: {"PGD": …, "certified": …}}.
+    """
     figure, ax = plt.subplots(figsize=(7, 2.6))
     for i, found in enumerate(table.values()):
         low, high = found["certified"], found["PGD"]

@@ -3,11 +3,14 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import GREEN, GREY, ORANGE, PURPLE, RED, images, percent
+from .style import GREEN, GREY, ORANGE, PURPLE, RED, headline, images, percent
 
 
 def training_loss(curves):
-    """The loss on attacked batches over the steps: {name: (steps,)}, the failed run first."""
+    """The loss on attacked images over the training steps, with and without a warm-up of ε.
+
+    {name: (steps,)}, the failed run first.
+    """
     figure, ax = plt.subplots(figsize=(6.4, 3.4))
     for (name, losses), colour in zip(curves.items(), (GREY, GREEN), strict=True):
         smooth = np.convolve(losses, np.ones(5) / 5, "valid")  # a running mean of 5 steps
@@ -21,7 +24,10 @@ def training_loss(curves):
 
 
 def overfitting(looks):
-    """Accuracy on held-out images: rows of (step, under the training's step, under FGSM, PGD)."""
+    """The robust accuracy of one-step training over its steps: under that one step, and under PGD.
+
+    On held-out images: rows of (step, under the training's step, under FGSM, under PGD).
+    """
     step, own, _, pgd = np.array(looks).T
     figure, ax = plt.subplots(figsize=(6.4, 3.4))
     ax.plot(step, own, "s-", color=ORANGE, markersize=4, label="one step, as in training")
@@ -34,7 +40,10 @@ def overfitting(looks):
 
 
 def input_gradients(pictures, gradients):
-    """Images (M, 28, 28), and below them ∂L/∂x of each network: {network: (M, 28, 28)}."""
+    """Images, and below them the gradient of the loss with respect to their pixels, per network.
+
+    Pictures (M, 28, 28) and {network: (M, 28, 28)}.
+    """
     rows, columns = 1 + len(gradients), len(pictures)
     figure, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.45 * rows), squeeze=False)
     images(axes[0], pictures)
@@ -44,15 +53,15 @@ def input_gradients(pictures, gradients):
             limit = np.quantile(abs(one), 0.99) or 1.0
             images([ax], [one], low=-limit, high=limit, cmap="RdBu_r")
         row[0].set_ylabel(name)
-    figure.suptitle(
-        "Input gradients: all over the image if standard, on the strokes if robust", x=0.01,
-        ha="left", fontsize=12,
-    )  # fmt: skip
+    headline(figure, "Input gradients: all over the image if standard, on the strokes if robust")
     return figure
 
 
 def training_length(curves):
-    """Over minutes of training: {network: {epochs: {"cpu_seconds": …, and a share of images}}}."""
+    """The share of robust test images over the minutes of training, for each network.
+
+    {network: {epochs: {"cpu_seconds": …, and the share}}}.
+    """
     figure, ax = plt.subplots(figsize=(6.4, 3.6))
     for (name, curve), colour in zip(curves.items(), (GREEN, PURPLE, ORANGE), strict=False):
         minutes = [found["cpu_seconds"] / 60 for found in curve.values()]

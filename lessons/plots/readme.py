@@ -2,37 +2,25 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from tinyadv import attacks, data, fit, inputs, models, ops, optim
+from tinyadv import attacks, data, fit, inputs, models, ops, optim, viz
 from tinyadv.balls import Linf
 
-from .style import GREY, RED
+from .style import INK
 
 FIGURE = Path(__file__).parents[1] / "figures" / "readme.png"
 
 
 def image_perturbation_prediction(x, x_adv, before, after, path=FIGURE):
-    """An image, the perturbation and their sum, each with the prediction and its probability.
+    """An image, the perturbation and their sum, with the prediction for both images.
 
     x, x_adv : (28, 28)
     before, after : (class, probability)
     """
-    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.75), layout="constrained")
-    delta = x_adv - x
-    largest = abs(delta).max()
-    axes[0].imshow(x, cmap="gray_r", vmin=0, vmax=1)
-    axes[0].set_title(f"“{before[0]}”, {before[1]:.1%}", color=GREY)
-    axes[1].imshow(delta, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    axes[1].set_title(f"perturbation, ±{largest:.2g} per pixel", color=GREY)
-    axes[2].imshow(x_adv, cmap="gray_r", vmin=0, vmax=1)
-    axes[2].set_title(f"“{after[0]}”, {after[1]:.1%}", color=RED)
-    for ax in axes:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set(color="0.8")
-    for left, sign in zip(axes, "+=", strict=False):
-        left.text(1.09, 0.5, sign, transform=left.transAxes, ha="center", va="center", fontsize=20)
+    names, confidences = zip(before, after, strict=True)
+    answers = [f"“{name}”" for name in names]
+    figure = viz.triptych(x, x_adv, answers=answers, confidences=confidences, cmap=INK)
     figure.savefig(path, dpi=160)
     return figure
 

@@ -3,29 +3,29 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import ORANGE, PURPLE, RED, SKY, images
+from .style import ORANGE, PURPLE, RED, SKY, headline, image_grid
 
 
 def worst(x, moved, y, predicted, classes):
-    """For each class an image (1, 28, 28), and below it the worst transformation of it."""
+    """An image of each class, and below it the rotated and shifted copy that is misclassified.
+
+    x and moved (N, 1, 28, 28), their labels y (N,) and predicted classes (N,).
+    """
     chosen = [np.flatnonzero((y == k) & (predicted != y)) for k in range(len(classes))]
     chosen = [found[0] for found in chosen if len(found)]
-    figure, axes = plt.subplots(2, len(chosen), figsize=(9, 2.7), squeeze=False)
-    images(axes[0], x[chosen, 0], [classes[y[k]][:8] for k in chosen])
-    images(axes[1], moved[chosen, 0])
-    for ax, k in zip(axes[1], chosen, strict=True):
+    count, names = len(chosen), [classes[y[k]][:8] for k in chosen]
+    pictures = np.concatenate([x[chosen, 0], moved[chosen, 0]])
+    figure = image_grid(pictures, names + [""] * count, columns=count, size=(9, 2.7))
+    for ax, k in zip(figure.axes[count:], chosen, strict=True):
         ax.set_xlabel(classes[predicted[k]][:8], color=RED)
-    axes[0, 0].set_ylabel("clean")
-    axes[1, 0].set_ylabel("worst")
-    figure.suptitle(
-        "Rotated and shifted digits are misclassified (predicted class in red)",
-        x=0.01, ha="left", fontsize=12,
-    )  # fmt: skip
+    figure.axes[0].set_ylabel("clean")
+    figure.axes[count].set_ylabel("worst")
+    headline(figure, "Rotated and shifted digits are misclassified (predicted class in red)")
     return figure
 
 
 def landscape(loss, wrong, maxima, path, errors):
-    """The loss over angle and shift, its local maxima, and paths of gradient ascent.
+    """The loss of one image over angle and shift, its local maxima, and paths of gradient ascent.
 
     Shapes: (A, S), (A, S) bool, (A, S) bool, (steps + 1, n, 2), (steps + 1, n) bool.
     """

@@ -1,19 +1,22 @@
 """The look of all figures; importing this module sets it.
 
-The colours are those of Okabe and Ito (2008), which people with any colour vision can tell apart.
-In all lessons blue is a standard network or clean images, and red an attack; green is a robust
+The colours are those of :mod:`tinyadv.viz`, which people with any colour vision can tell apart. In
+all lessons blue is a standard network or clean images, and red an attack; green is a robust
 network.
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PURPLE, GREY = "#56B4E9", "#CC79A7", "#767676"
+from tinyadv import viz
+from tinyadv.viz import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
+from tinyadv.viz import VERMILLION as RED
+
+INK = "gray_r"  # ink is dark, as on paper
 
 plt.rcParams.update(
     {
         "figure.dpi": 100,
-        "savefig.dpi": 160,
         "figure.constrained_layout.use": True,
         "font.size": 11,
         "axes.titlesize": 12,
@@ -24,17 +27,26 @@ plt.rcParams.update(
         "axes.prop_cycle": plt.cycler(color=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY, GREY]),
         "legend.frameon": False,
         "lines.linewidth": 1.8,
-        "image.cmap": "gray_r",  # ink is dark, as on paper
+        "image.cmap": INK,
     }
 )
 
 
-def images(axes, pictures, titles=(), *, low=0, high=1, cmap=None):
-    """Show one picture (H, W) in each of ``axes``, without ticks."""
+def headline(figure, text):
+    """One sentence above the whole figure: what it shows."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=12)
+
+
+def image_grid(pictures, titles, *, size, **how):
+    """Pictures (H, W) in rows, in a figure of this size in inches; see ``tinyadv.viz``."""
+    pictures = np.clip(np.array(list(pictures)), 0, 1)
+    return viz.image_grid(pictures, labels=titles, cmap=INK, figure=plt.figure(figsize=size), **how)
+
+
+def images(axes, pictures, titles=(), *, low=0, high=1, cmap=INK):
+    """One picture (H, W) in each of ``axes``: several kinds of pictures in one figure."""
     for ax, picture in zip(axes, pictures, strict=True):
-        ax.imshow(picture, vmin=low, vmax=high, cmap=cmap)
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set(visible=True, color="0.8")
+        viz.show(ax, picture, low=low, high=high, cmap=cmap)
     for ax, title in zip(axes, titles, strict=False):
         ax.set_title(title, fontsize=10)
 

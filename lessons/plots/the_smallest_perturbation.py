@@ -3,13 +3,16 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import BLUE, GREEN, GREY, RED, percent
+from .style import BLUE, GREEN, GREY, RED, headline, percent
 
 COLOURS = {"standard": BLUE, "robust": GREEN}
 
 
 def planes(a, margins, distances, other_class):
-    """The margin in a plane through an image: (A,), {network: (A, A)}, {network: ‖δ‖₂}, float."""
+    """Where two networks err in a plane through an image, and how far the nearest error is.
+
+    The plane (A,), margins {network: (A, A)}, distances {network: ‖δ‖₂}, and a float.
+    """
     figure, axes = plt.subplots(1, len(margins), figsize=(9, 4.6), sharey=True)
     for ax, (name, m) in zip(axes, margins.items(), strict=True):
         levels = [m.min() - 1, 0, m.max() + 1]
@@ -20,16 +23,16 @@ def planes(a, margins, distances, other_class):
         ax.plot(distances[name], 0, "x", color=RED, markersize=8, markeredgewidth=2)
         ax.set(xlabel="along the smallest perturbation", title=f"{name} network", aspect="equal")
     axes[0].set_ylabel("along a random direction")
-    figure.suptitle(
-        "Errors (red) are near in one direction and far in a random one.\n"
-        "Dashed: the distance of the nearest image of another class",
-        x=0.01, ha="left", fontsize=12,
-    )  # fmt: skip
+    headline(figure, "Errors (red) are near in one direction and far in a random one.\n"
+                     "Dashed: the distance of the nearest image of another class")  # fmt: skip
     return figure
 
 
 def every_radius(near, other_class, radii, pgd):
-    """Robust accuracy over ε: {network: (N,)}, (N,), R radii and {network: R accuracies}."""
+    """The robust accuracy of two networks over ε, and the images with no other class within ε.
+
+    Distances {network: (N,)} and to another class (N,); R radii and {network: R accuracies}.
+    """
     figure, ax = plt.subplots(figsize=(6.6, 4.4))
     top = 1.1 * other_class.max()
     for name, distance in near.items():
@@ -45,7 +48,7 @@ def every_radius(near, other_class, radii, pgd):
 
 
 def curve(ax, distance, top, **style):
-    """The share of distances (N,) above ε, for ε up to ``top``."""
+    """The share of distances that are above ε, a curve of steps over ε from 0 to ``top``."""
     at = np.concatenate([[0], np.sort(distance), [top]])
     share = np.concatenate([[1], 1 - np.arange(1, len(distance) + 1) / len(distance), [0]])
     share[-1] = share[-2]

@@ -3,36 +3,40 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import BLUE, GREEN, images, percent
+from .style import BLUE, GREEN, headline, image_grid, images, percent
 
 
 def gradients(image, of):
-    """An image (28, 28) and the gradients of its margin: {network: (28, 28)}."""
+    """An image, and the gradients of its margin for two standard and two robust networks.
+
+    The image (28, 28) and {network: (28, 28)}.
+    """
     figure, axes = plt.subplots(1, 1 + len(of), figsize=(9, 2.5))
     images(axes[:1], [image], ["image"])
     for ax, (name, g) in zip(axes[1:], of.items(), strict=True):
         most = np.percentile(abs(g), 99.5)
         images([ax], [g], [name], low=-most, high=most, cmap="PuOr_r")
-    figure.suptitle(
-        "Gradients of the margin: alike for two robust networks, less so for two standard ones",
-        x=0.01, ha="left", fontsize=12,
-    )  # fmt: skip
+    headline(figure, "Gradients of the margin: alike for two robust networks, less so for two "
+                     "standard ones")  # fmt: skip
     return figure
 
 
 def stages(pictures):
-    """The best image after some queries: {queries: ((28, 28), margin)}."""
-    figure, axes = plt.subplots(1, len(pictures), figsize=(9, 2.4))
+    """The best image of the Square attack after more and more queries, with its margin.
+
+    {queries: ((28, 28), margin)}.
+    """
     titles = [f"query {q}\nmargin {m:.2f}".replace("-", "−") for q, (_, m) in pictures.items()]
-    images(axes, [picture for picture, _ in pictures.values()], titles)
-    figure.suptitle(
-        "Square: stripes first, then smaller and smaller squares", x=0.01, ha="left", fontsize=12
-    )
+    figure = image_grid([picture for picture, _ in pictures.values()], titles, size=(9, 2.6))
+    headline(figure, "Square: stripes first, then smaller and smaller squares")
     return figure
 
 
 def queries(after, pgd):
-    """Accuracy after 0, 1, 2, … queries, {network: (Q + 1,)}, and under PGD: {network: share}."""
+    """The accuracy under the Square attack over the number of queries, and under PGD.
+
+    After 0, 1, 2, … queries, {network: (Q + 1,)}, and under PGD, {network: share}.
+    """
     figure, ax = plt.subplots(figsize=(8.6, 3.6))
     for (name, curve), colour in zip(after.items(), (BLUE, GREEN), strict=True):
         ax.plot(np.arange(1, len(curve)), curve[1:], color=colour, label=f"{name}, Square")

@@ -3,57 +3,48 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import BLUE, PURPLE, RED, SKY, images
+from tinyadv import viz
+
+from .style import BLUE, INK, PURPLE, RED, headline, image_grid
 
 
 def climb(points, probabilities, names):
-    """The first image after some steps: {steps: (N, 1, H, W)}, {steps: (N, K)}."""
-    figure, axes = plt.subplots(1, len(points), figsize=(9, 2.7))
-    images(axes, [x[0, 0] for x in points.values()])
+    """An image after more and more steps of the untargeted attack, with the predicted class.
+
+    The first image of each batch: {steps: (N, 1, H, W)}, {steps: probabilities (N, K)}.
+    """
+    titles = [f"{steps} steps" for steps in points]
+    figure = image_grid([x[0, 0] for x in points.values()], titles, size=(9, 2.7))
     label = probabilities[0][0].argmax()
-    for ax, (steps, p) in zip(axes, probabilities.items(), strict=True):
-        k, share = p[0].argmax(), f"{100 * p[0].max():.1f} %"
-        share = "> 99.9 %" if p[0].max() > 0.9995 else share
-        ax.set_title(f"{steps} steps", loc="center", fontsize=11)
+    for ax, (p, *_) in zip(figure.axes, probabilities.values(), strict=True):
+        k, share = p.argmax(), f"{100 * p.max():.1f} %"
+        share = "> 99.9 %" if p.max() > 0.9995 else share
         ax.set_xlabel(f"“{names[k]}”, {share}", color=BLUE if k == label else RED, fontsize=11)
-    figure.suptitle(
-        "Once the predicted class has changed, further steps raise the confidence",
-        x=0.01, ha="left", fontsize=12,
-    )  # fmt: skip
+    headline(figure, "Once the predicted class has changed, further steps raise the confidence")
     return figure
 
 
 def grid(sources, pictures, success, names):
-    """Each class as each other one: (K, 1, H, W), (K (K - 1), 1, H, W), (K (K - 1),) of bool."""
-    classes, _, height, width = sources.shape
-    side, gap = height, 2
-    mosaic = np.full((classes * (side + gap) - gap, classes * (width + gap) - gap), 0.2)
-    figure, ax = plt.subplots(figsize=(7, 7.4))
-    found = iter(zip(pictures, success, strict=True))
-    for row, column in np.ndindex(classes, classes):
-        picture, reached = (sources[row], True) if row == column else next(found)
-        top, left = row * (side + gap), column * (width + gap)
-        mosaic[top : top + side, left : left + width] = picture[0]
-        if row == column or not reached:
-            colour = SKY if row == column else RED
-            frame = plt.Rectangle((left - 1, top - 1), width + 1, side + 1, fill=False)
-            frame.set(edgecolor=colour, linewidth=2.5)
-            ax.add_patch(frame)
-    ax.imshow(mosaic, vmin=0, vmax=1)
-    centres = np.arange(classes) * (side + gap) + side / 2
+    """An image of each class, changed until it is classified as each other class.
+
+    The row is the true class, the column the target. Sources (K, 1, H, W), their changed pictures
+    (K (K - 1), 1, H, W), row by row, and whether each reached its target, (K (K - 1),) of bool.
+    """
+    count, same = len(sources), np.eye(len(sources), dtype=bool)
+    square, reached = np.empty((count, count, *sources.shape[1:])), same.copy()
+    square[same], square[~same], reached[~same] = sources, pictures, success
     names = [name[:8] for name in names]
-    ax.set_xticks(centres, names, rotation=90 if max(map(len, names)) > 1 else 0)
-    ax.set_yticks(centres, names)
-    ax.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
-    ax.spines[:].set_visible(False)
-    missed = "" if np.all(success) else "; red frames: target not reached"
-    ax.set(ylabel="true class", xlabel="blue frames: the original images" + missed)
-    ax.set_title("Every column is classified as the class above it\n", loc="center")
+    figure = viz.source_target_grid(square, classes=names, reached=reached, cmap=INK)
+    missed = "" if np.all(success) else " (crossed out: it is not)"
+    headline(figure, f"Every column is classified as the class above it{missed}")
     return figure
 
 
 def depth(medians, label="median ‖δ‖₂ at the first error"):
-    """A distance over the depth: {"family, hidden layers": one number for each seed}."""
+    """The distance to the first error over the depth, for dense and for convolutional networks.
+
+    {"family, hidden layers": one number for each seed}.
+    """
     figure, ax = plt.subplots(figsize=(5.8, 3.5))
     for family, colour, marker in (("dense", BLUE, "o"), ("convolutional", PURPLE, "s")):
         found = {int(k.split(", ")[1]): v for k, v in medians.items() if k.startswith(family)}

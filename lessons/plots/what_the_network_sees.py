@@ -3,11 +3,14 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .style import BLUE, GREY, RED, images
+from .style import BLUE, GREY, RED, headline, image_grid, images
 
 
 def what_must_change(before, saliency, after, sources, targets, classes):
-    """One row for each of R pairs: images (R, 1, 28, 28), saliency (R, 784), classes (R,)."""
+    """Images, their saliency maps, the changes, and the images that are now misclassified.
+
+    One row for each of R pairs: images (R, 1, 28, 28), saliency (R, 784), classes (R,).
+    """
     before, saliency, after = (a.reshape(-1, 28, 28) for a in (before, saliency, after))
     figure, axes = plt.subplots(len(before), 4, figsize=(7, 1.85 * len(before)))
     for row, x, s, x_changed, source, target in zip(
@@ -23,30 +26,29 @@ def what_must_change(before, saliency, after, sources, targets, classes):
         largest = abs(delta).max()
         title = [f"change, at most {largest:.2f}"]
         images(row[[2]], [delta], title, low=-largest, high=largest, cmap="RdBu_r")
-    figure.suptitle(
-        "The prediction changes, and we still see the first digit", x=0.01, ha="left", fontsize=12
-    )
+    headline(figure, "The prediction changes, and we still see the first digit")
     return figure
 
 
 def ten_fakes(fakes, probabilities, classes):
-    """Fake images of class 0, then of class 1, …: (K·N, 1, 28, 28), (K·N,); K names. Draws K."""
+    """A fake image of each class: noise to our eyes, with the predicted class and its probability.
+
+    Fakes of class 0, then of class 1, …: (K·N, 1, 28, 28), (K·N,); K names. The first of each.
+    """
     every = len(fakes) // len(classes)  # the first of each class
-    fakes, probabilities = fakes[::every, 0], probabilities[::every]
-    figure, axes = plt.subplots(2, 5, figsize=(7.5, 3.9))
-    titles = [
-        f"{name[:8]}: {100 * p:.1f} %" for name, p in zip(classes, probabilities, strict=True)
-    ]
-    images(list(axes.flat), fakes, titles)
-    figure.suptitle(
-        "Ten steps from the same noise: the predicted class and its probability",
-        x=0.01, ha="left", fontsize=12,
-    )  # fmt: skip
+    names = [name[:8] for name in classes]
+    figure = image_grid(
+        fakes[::every, 0], names, confidences=probabilities[::every], columns=5, size=(7.5, 4.1)
+    )
+    headline(figure, "Ten steps from the same noise: the predicted class and its probability")
     return figure
 
 
 def saturation(p_start, ends):
-    """The two gradients over p_t, and p_t before and after ten steps: (M,), {loss: (M,)}."""
+    """The gradients of both losses over the probability of the target, and what ten steps reach.
+
+    The probability before and after ten steps: (M,), {loss: (M,)}.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     looks = {"cross-entropy": (BLUE, "o"), "swapped": (RED, "x")}
     p = np.logspace(-6, 0, 400)

@@ -52,7 +52,8 @@ rng : numpy.random.Generator or int
     generator continues from call to call. :func:`tinyadv.fit` passes the generator of the run to
     ``perturb=partial(pgd, …)``, so that each step draws other noise.
 details : bool
-    Also return what the attack knows about each example, as a second result.
+    Also return what the attack knows about each example, as a second result. The annotations
+    describe the result without it.
 progress : bool
     Show a progress bar, on terminals.
 

@@ -16,8 +16,6 @@ Each attack is given the examples that survived those before it, see
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from tinyadv import inputs
@@ -28,17 +26,17 @@ from tinyadv.attacks.gradient import apgd
 from tinyadv.attacks.shared import check_images, check_radius, per_example, ranked_others
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
-from tinyadv.inputs import Checked, logits_change, quiet, warn
+from tinyadv.inputs import Checked, Model, logits_change, quiet, warn
 from tinyadv.losses import cross_entropy, dlr, margin
 from tinyadv.parallel import may_cut
-from tinyadv.tensor import Array
+from tinyadv.tensor import RNG, Array
 
 
 def auto_attack(
-    model: Callable, x: Array, y: Array | None = None, *,
+    model: Model, x: Array, y: Array | None = None, *,
     ball: Ball = Linf(0.3), steps: int = 100, targets: int = 9, queries: int = 5000,
-    rng: np.random.Generator | int = 0, details: bool = False, progress: bool = False,
-) -> Array | tuple[Array, Robustness]:  # fmt: skip
+    rng: RNG = 0, details: bool = False, progress: bool = False,
+) -> Array:  # fmt: skip
     """AutoAttack: APGD-CE, APGD-T, FAB-T and Square, each on what survived those before it.
 
     Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -144,7 +142,7 @@ def _fab_within(model, x, *, ball, **settings):
     return array_module(nearest).where(inside, nearest, x.x)
 
 
-def _check_not_random(model, x, logits) -> None:
+def _check_not_random(model: Model, x: Array, logits: Array) -> None:
     """Warn if one of four more queries, as many as the authors make, changes the logits."""
     some = slice(100) if may_cut(model) else slice(None)
     random, change, _ = logits_change(model, x[some], logits[some], queries=4)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,10 +29,10 @@ from tinyadv.attacks.gradient import pgd
 from tinyadv.attacks.shared import is_fooled, moved, normalised, only, to_raise, worse
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf, wide
-from tinyadv.inputs import Checked, all_logits, checked
-from tinyadv.losses import margin
+from tinyadv.inputs import Checked, Model, all_logits, checked
+from tinyadv.losses import Loss, margin
 from tinyadv.parallel import by_examples
-from tinyadv.tensor import Array, value_of
+from tinyadv.tensor import RNG, Array, Shape, value_of
 
 # Of 10,000 queries, those after which p is halved. The list in the paper lacks 500; the authors'
 # code, which produced their numbers, has it.
@@ -61,11 +61,11 @@ class TransferDetails(NamedTuple):
 
 
 def square(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     ball: Ball = Linf(0.3), queries: int = 5000, p: float = 0.8, rescale: bool = True,
-    loss: Callable = margin, target: Array | int | None = None, rng: np.random.Generator | int = 0,
+    loss: Loss = margin, target: Array | int | None = None, rng: RNG = 0,
     details: bool = False, progress: bool = False,
-) -> Array | tuple[Array, SquareDetails]:  # fmt: skip
+) -> Array:  # fmt: skip
     """The Square Attack: random search with squares, smaller and smaller ones.
 
     Andriushchenko et al. (2020), "Square Attack: a query-efficient black-box adversarial attack via
@@ -274,7 +274,7 @@ def _bump_and_hollow(side: int) -> np.ndarray:
     return eta / np.linalg.norm(eta)
 
 
-def _tiles(shape) -> tuple[int, int, int]:
+def _tiles(shape: Shape) -> tuple[int, int, int]:
     """The side of the tiles at the start, a fifth of the image's shorter side; rows, columns."""
     side = max(1, min(shape[2:]) // 5)
     return side, shape[2] // side, shape[3] // side
@@ -339,7 +339,7 @@ def _at_length(epsilon, x, nu):
 # ------------------------------------------------------------------------------ by the norm
 
 
-def _of_norm(ball: Ball, shape) -> tuple[tuple, tuple, Callable]:
+def _of_norm(ball: Ball, shape: Shape) -> tuple[tuple, tuple, Callable]:
     """What differs between the norms: the start and the moves, and the side of a square.
 
     Start and moves come with the number of random numbers that they take for each image. The side
@@ -357,10 +357,10 @@ def _of_norm(ball: Ball, shape) -> tuple[tuple, tuple, Callable]:
 
 
 def transfer(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
-    sources: Callable | Sequence[Callable], attack: Callable = pgd, details: bool = False,
-    **keywords,
-) -> Array | tuple[Array, TransferDetails]:  # fmt: skip
+    model: Model, x: Array | Checked, y: Array | None = None, *,
+    sources: Model | Sequence[Model], attack: Callable = pgd, details: bool = False,
+    **keywords: Any,
+) -> Array:  # fmt: skip
     """Adversarial examples made on other networks, and given to this one.
 
     Szegedy et al. (2014), "Intriguing properties of neural networks", and Papernot et al. (2016),
@@ -404,7 +404,7 @@ def transfer(
     query = shared.QueryOnly(model)
     x, y, target = checked(query, x, y, keywords.get("target"))
 
-    worst = None
+    worst: Any = None
     for number, source in enumerate(sources):
         if target is not None:
             keywords["target"] = target.copy()

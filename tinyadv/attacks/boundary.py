@@ -18,28 +18,27 @@ to the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from tinyadv import inputs
 from tinyadv.attacks import shared
-from tinyadv.attacks.minimal import Smallest, nearest_boundary, verified
+from tinyadv.attacks.minimal import nearest_boundary, verified
 from tinyadv.attacks.shared import dot, lead, normalised, only, per_example, rounding
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L1, L2, Ball, Linf, wide
-from tinyadv.inputs import Checked, all_logits, checked, lent
+from tinyadv.inputs import Checked, Model, all_logits, checked, lent
 from tinyadv.parallel import by_examples
-from tinyadv.tensor import Array, value_of
+from tinyadv.tensor import RNG, Array, value_of
 
 
 def fab(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     ball: Ball = Linf(0.3), steps: int = 100, restarts: int = 1, targets: int | None = None,
     target: Array | int | None = None, alpha_max: float = 0.1, eta: float = 1.05, beta: float = 0.9,
-    rng: np.random.Generator | int = 0, details: bool = False, progress: bool = False,
-) -> Array | tuple[Array, Smallest]:  # fmt: skip
+    rng: RNG = 0, details: bool = False, progress: bool = False,
+) -> Array:  # fmt: skip
     """The fast adaptive boundary attack: a small perturbation in L∞, L2 or L1.
 
     Croce & Hein (2020), "Minimally distorted adversarial examples with a fast adaptive boundary

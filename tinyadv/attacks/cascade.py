@@ -21,13 +21,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
 from tinyadv.attacks.shared import QueryOnly, bar
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L1, L2, Linf
-from tinyadv.inputs import check_returned, frozen, predict, warn_of_nan
+from tinyadv.inputs import Model, check_returned, frozen, predict, warn_of_nan
 from tinyadv.tensor import Array, Tensor
 
 NORMS = {"Linf": Linf(0), "L2": L2(0), "L1": L1(0)}  # the norms in which perturbations are measured
@@ -211,9 +212,9 @@ class Counted:
     model : callable
     """
 
-    def __init__(self, model: Callable):
+    def __init__(self, model: Model):
         self.model = model
-        self._counts = Counter()
+        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()  # += reads, adds and writes: another thread may come between
 
     @property
@@ -226,7 +227,7 @@ class Counted:
         """Examples that came as tensors."""
         return self._counts["gradients"]
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         with self._lock:
             self._counts["gradients" if isinstance(x, Tensor) else "queries"] += len(x)
         return self.model(x)
@@ -237,16 +238,16 @@ class Counted:
         twin.model = frozen(self.model)
         return twin
 
-    def __getattr__(self, name):  # by_example, layers, parameters …
+    def __getattr__(self, name: str) -> Any:  # by_example, layers, parameters …
         if name == "model":  # it does not exist yet while a copy is made
             raise AttributeError(name)
         return getattr(self.model, name)
 
 
 def run_attacks(
-    model: Callable, x: Array, y: Array, correct: np.ndarray,
+    model: Model, x: Array, y: Array, correct: np.ndarray,
     attacks: Mapping[str, Sequence[Callable]], *,
-    cascade: bool = True, **options,
+    cascade: bool = True, **options: Any,
 ) -> Robustness:  # fmt: skip
     """Run several attacks one after another. Only their results are checked.
 
@@ -291,7 +292,7 @@ def run_attacks(
 
 def _run_attack(
     model, x, y, chosen, name, runs, *, batch_size, ball=None, progress=False, found=None
-) -> AttackResult:
+):
     xp, counted, judge = array_module(x), Counted(model), QueryOnly(model)
     survived, seconds, undecided = chosen.copy(), 0.0, 0
     sizes = np.full((len(NORMS), len(x)), np.nan)
@@ -326,7 +327,7 @@ def _run_attack(
     return AttackResult(chosen, survived, sizes, queries, gradients, seconds)
 
 
-def _measured(judge, x, x_adv, y, ball) -> tuple[np.ndarray, int, np.ndarray]:
+def _measured(judge, x, x_adv, y, ball):
     """Which examples are misclassified (n,), how many of them by NaN, and ‖x_adv - x‖ (3, n).
 
     All are fetched from the device at once.

@@ -13,8 +13,9 @@ parameters that all attacks share are described in :mod:`tinyadv.attacks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -23,17 +24,16 @@ from tinyadv.attacks import shared
 from tinyadv.attacks.shared import input_gradient, is_fooled, judged, moved, per_example, worse
 from tinyadv.backend import array_module
 from tinyadv.balls import L1, Ball, Linf
-from tinyadv.inputs import Checked, checked, lent, warn
-from tinyadv.losses import cross_entropy
+from tinyadv.inputs import Checked, Model, checked, lent, warn
+from tinyadv.losses import Loss, cross_entropy
 from tinyadv.parallel import by_examples
-from tinyadv.tensor import Array
+from tinyadv.tensor import RNG, Array
 
 
 def fgsm(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     ball: Ball = Linf(0.3), step_size: float | None = None, random_start: bool = False,
-    loss: Callable = cross_entropy, target: Array | int | None = None,
-    rng: np.random.Generator | int = 0,
+    loss: Loss = cross_entropy, target: Array | int | None = None, rng: RNG = 0,
 ) -> Array:  # fmt: skip
     """The fast gradient sign method: x + ε · sign(∂L/∂x), clipped to [0, 1].
 
@@ -64,10 +64,10 @@ def fgsm(
 
 
 def pgd(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     ball: Ball = Linf(0.3), step_size: float | None = None, steps: int = 40, restarts: int = 1,
-    random_start: bool = True, momentum: float = 0.0, loss: Callable = cross_entropy,
-    target: Array | int | None = None, rng: np.random.Generator | int = 0, progress: bool = False,
+    random_start: bool = True, momentum: float = 0.0, loss: Loss = cross_entropy,
+    target: Array | int | None = None, rng: RNG = 0, progress: bool = False,
 ) -> Array:  # fmt: skip
     """Projected gradient descent, on minus the loss: "the universal first-order adversary".
 
@@ -125,7 +125,7 @@ def pgd(
     inputs.check_numbers(momentum=momentum)
     run = partial(climb, lent(model), ball=ball, step_size=step_size, steps=steps,
                   momentum=momentum, loss=loss)  # fmt: skip
-    worst = None
+    worst: Any = None
     for i, start in enumerate(_starts(ball, x, restarts, random_start, rng)):
         with shared.pieces(model, x, progress, "PGD", i, restarts) as how:
             x_adv = by_examples(run, x, y, target, start, **how)
@@ -134,8 +134,8 @@ def pgd(
 
 
 def climb(
-    model: Callable, x: Array, y: Array, target: Array | None, delta: Array, *,
-    ball: Ball, step_size: float, steps: int, momentum: float = 0.0, loss: Callable = cross_entropy,
+    model: Model, x: Array, y: Array, target: Array | None, delta: Array, *,
+    ball: Ball, step_size: float, steps: int, momentum: float = 0.0, loss: Loss = cross_entropy,
 ) -> Array:  # fmt: skip
     """The loop of :func:`pgd` alone: ``steps`` steps of ascent from δ; returns x + δ.
 
@@ -154,7 +154,7 @@ def climb(
     return moved(x, delta)
 
 
-def _starts(ball: Ball, x: Array, restarts: int, random_start: bool, rng) -> Iterator[Array]:
+def _starts(ball: Ball, x: Array, restarts: int, random_start: bool, rng: RNG) -> Iterator[Array]:
     """The perturbation that each run starts with, (N, …): drawn on the host for the whole batch."""
     xp, rng = array_module(x), np.random.default_rng(rng)
     if restarts > 1 and not random_start:
@@ -164,10 +164,10 @@ def _starts(ball: Ball, x: Array, restarts: int, random_start: bool, rng) -> Ite
 
 
 def apgd(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     ball: Ball = Linf(0.3), steps: int = 100, restarts: int = 1, random_start: bool = True,
-    momentum: float = 0.25, rho: float = 0.75, loss: Callable = cross_entropy,
-    target: Array | int | None = None, rng: np.random.Generator | int = 0, progress: bool = False,
+    momentum: float = 0.25, rho: float = 0.75, loss: Loss = cross_entropy,
+    target: Array | int | None = None, rng: RNG = 0, progress: bool = False,
 ) -> Array:  # fmt: skip
     """PGD with no step size to choose: Auto-PGD.
 
@@ -207,7 +207,7 @@ def apgd(
     inputs.check_shares(momentum=momentum, rho=rho)
     shared.check_radius(ball, "apgd", Ball)  # it starts with a step of 2 ε
     run = partial(_apgd, lent(model), ball=ball, steps=steps, momentum=momentum, rho=rho, loss=loss)
-    worst = None
+    worst: Any = None
     for i, start in enumerate(_starts(ball, x, restarts, random_start, rng)):
         with shared.pieces(model, x, progress, "APGD", i, restarts) as how:
             x_adv = by_examples(run, x, y, target, start, **how)

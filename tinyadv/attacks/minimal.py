@@ -17,7 +17,6 @@ part of the loss and descends: thousands of steps, and shorter perturbations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -29,7 +28,7 @@ from tinyadv.attacks import shared
 from tinyadv.attacks.shared import dot, lead, only, per_example, rounding, with_a_tape
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf, wide
-from tinyadv.inputs import Checked, all_logits, checked, lent, warn
+from tinyadv.inputs import Checked, Model, all_logits, checked, lent, warn
 from tinyadv.losses import one_hot
 from tinyadv.parallel import by_examples
 from tinyadv.tensor import Array, Tensor, grad, value_of
@@ -49,10 +48,10 @@ class Smallest(NamedTuple):
 
 
 def deepfool(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     norm: str = "l2", steps: int = 50, overshoot: float = 0.02, candidates: int = 10,
     details: bool = False, progress: bool = False,
-) -> Array | tuple[Array, Smallest]:  # fmt: skip
+) -> Array:  # fmt: skip
     """Step to the nearest boundary of the linearised network, and linearise again.
 
     Moosavi-Dezfooli et al. (2016), "DeepFool: a simple and accurate method to fool deep neural
@@ -140,7 +139,7 @@ def _deepfool(model, x, y, target, *, ball, steps=50, overshoot=0.02, candidates
 
 
 def nearest_boundary(
-    model: Callable, x: Array, y: Array, target: Array | None, classes: Array, ball: Ball
+    model: Model, x: Array, y: Array, target: Array | None, classes: Array, ball: Ball
 ) -> tuple[Array, Array]:
     """The nearest decision boundary of the linearised network, {x + δ: f + <w, δ> = 0}.
 
@@ -186,11 +185,11 @@ def nearest_boundary(
 
 
 def carlini_wagner(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     target: Array | int | None = None, confidence: float = 0.0, learning_rate: float = 0.01,
     steps: int = 1000, search_steps: int = 9, initial_c: float = 1e-3, abort_early: bool = True,
     start: str = "deepfool", details: bool = False, progress: bool = False,
-) -> Array | tuple[Array, Smallest]:  # fmt: skip
+) -> Array:  # fmt: skip
     """The shortest δ by descent on ‖δ‖₂² + c · f, with a search for the weight c.
 
     Carlini & Wagner (2017), "Towards evaluating the robustness of neural networks", the L2 attack
@@ -295,7 +294,7 @@ def _carlini_wagner(
     return result, xp.asarray(passes)
 
 
-def _at_the_start(x, y, target, initial_c) -> SimpleNamespace:
+def _at_the_start(x, y, target, initial_c):
     """The state of each example; every field has a row for each."""
     xp, w = array_module(x), _as_w(x)
     zero, infinite = xp.zeros(len(x), w.dtype), xp.full(len(x), xp.inf, w.dtype)
@@ -313,7 +312,7 @@ def _as_w(x):
     return array_module(x).arctanh((2 * wide(x) - 1) * 0.999999)
 
 
-def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2=0.999) -> None:
+def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2=0.999):
     """Record the successes at w and their distances, and take one step of Adam from w."""
     xp = array_module(s.x)
     at_w = (xp.tanh(s.w) + 1) / 2
@@ -344,7 +343,7 @@ def _descend(s, model, confidence, learning_rate, steps, grace, beta1=0.9, beta2
     s.w = s.w - per_example(rate, s.x) * s.m / (xp.sqrt(s.v) + 1e-8)
 
 
-def _next_c(s, steps, abort_early, from_best) -> None:
+def _next_c(s, steps, abort_early, from_best):
     """Where the descent of an example has ended, set its next c and put it back to its start."""
     xp = array_module(s.x)
     ended = s.t >= steps
@@ -368,7 +367,7 @@ def _next_c(s, steps, abort_early, from_best) -> None:
 
 
 def verified(
-    model: Callable, x: Array, x_adv: Array, passes: Array, y: Array, target: Array | None, *,
+    model: Model, x: Array, x_adv: Array, passes: Array, y: Array, target: Array | None, *,
     ball: Ball, confidence: float = 0.0,
 ) -> tuple[Array, Smallest]:  # fmt: skip
     """What an attack found, after a forward pass on the very array that it returns.

@@ -17,8 +17,8 @@ least float32; the point that it leads to is rounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +26,8 @@ import numpy as np
 from tinyadv import losses, ops
 from tinyadv.backend import array_module
 from tinyadv.balls import Ball, narrowed, per_example, wide
-from tinyadv.inputs import all_logits, check_numbers, lent
+from tinyadv.inputs import Model, all_logits, check_numbers, lent
+from tinyadv.losses import Loss
 from tinyadv.parallel import examples_last, may_cut, stop_point
 from tinyadv.tensor import Array, Tensor, grad, value_of
 
@@ -39,7 +40,7 @@ LARGEST_PIECE = {"cpu": 128, "gpu": 1024}
 # ------------------------------------------------------------------------------------ the gradient
 
 
-def to_raise(loss: Callable, logits, y: Array, target: Array | None = None):
+def to_raise(loss: Loss, logits: Array, y: Array, target: Array | None = None) -> Array:
     """The objective that an attack raises, for each example: (N, K) -> (N,).
 
     The loss of the label; or, to reach a target, minus the loss of the target. The DLR loss has a
@@ -52,7 +53,9 @@ def to_raise(loss: Callable, logits, y: Array, target: Array | None = None):
     return -loss(logits, target, reduction="none")
 
 
-def input_gradient(model: Callable, x: Array, y: Array, target=None, *, loss: Callable):
+def input_gradient(
+    model: Model, x: Array, y: Array, target: Array | None = None, *, loss: Loss
+) -> Array:
     """The gradient of an attack's objective with respect to the pixels.
 
     Parameters
@@ -91,7 +94,7 @@ def input_gradient(model: Callable, x: Array, y: Array, target=None, *, loss: Ca
     return g, value.value, logits.value
 
 
-def with_a_tape(logits) -> Tensor:
+def with_a_tape(logits: Array) -> Tensor:
     """``logits``, or a TypeError unless they are a tensor: an array has no gradient."""
     stop_point()
     if not isinstance(logits, Tensor):
@@ -169,7 +172,7 @@ def worse(a: tuple | None, b: tuple) -> tuple:
     )
 
 
-def judged(model: Callable, x_adv: Array, y: Array, target, loss: Callable) -> tuple:
+def judged(model: Model, x_adv: Array, y: Array, target: Array | int | None, loss: Loss) -> tuple:
     """A result with its success (N,) and its objective (N,), as :func:`worse` takes it."""
     logits = all_logits(model, x_adv)
     return x_adv, is_fooled(logits, y, target), value_of(to_raise(loss, logits, y, target))
@@ -204,7 +207,7 @@ def normalised(g: Array, ball: Ball) -> Array:
     return g / array_module(g).where(size > 0, size, 1)
 
 
-def only(index: np.ndarray, *arrays: Array | None) -> list[Array | None]:
+def only(index: np.ndarray, *arrays: Array | None) -> list:
     """Some examples of each array, by their numbers, which are on the host and ascending.
 
     ``None`` stays ``None``.
@@ -221,11 +224,11 @@ def only(index: np.ndarray, *arrays: Array | None) -> list[Array | None]:
 class QueryOnly:
     """The model as a query-only attack sees it: arrays in, arrays out, and no gradient."""
 
-    def __init__(self, model: Callable):
+    def __init__(self, model: Model):
         self.model = lent(model)
         self.by_example = may_cut(model)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         stop_point()
         return value_of(self.model(value_of(x)))
 
@@ -264,7 +267,7 @@ def step_or_default(step_size: float | None, ball: Ball, steps: int) -> float:
 
 @contextmanager
 def pieces(
-    model: Callable, x: Array, progress: bool = False, name: str = "", run: int = 0, runs: int = 1
+    model: Model, x: Array, progress: bool = False, name: str = "", run: int = 0, runs: int = 1
 ) -> Iterator[dict]:
     """How :func:`tinyadv.parallel.by_examples` is to cut the batch ``x``, as keyword arguments.
 
@@ -280,7 +283,7 @@ def pieces(
         yield {"least": least, "most": most, "done": counter.update}
 
 
-def bar(progress: bool, total: int, name: str):
+def bar(progress: bool, total: int, name: str) -> AbstractContextManager:
     """A context with a progress bar on terminals; without ``progress`` its updates do nothing.
 
     Even a hidden bar of tqdm takes a lock, which Ctrl-C may leave locked for other threads.

@@ -14,7 +14,6 @@ loss. The symbols are those in the slides: y the label, x* the image, x̃ the re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -25,10 +24,10 @@ from tinyadv.attacks import shared
 from tinyadv.attacks.shared import input_gradient, is_fooled, normalised, per_example, worse
 from tinyadv.backend import array_module
 from tinyadv.balls import Linf, wide
-from tinyadv.inputs import Checked, checked, frozen, lent
-from tinyadv.losses import cross_entropy, one_hot, swapped_binary_cross_entropy
+from tinyadv.inputs import Checked, Model, checked, frozen, lent
+from tinyadv.losses import Loss, cross_entropy, one_hot, swapped_binary_cross_entropy
 from tinyadv.parallel import by_examples, may_cut
-from tinyadv.tensor import Array, Tensor, value_of
+from tinyadv.tensor import RNG, Array, Tensor, value_of
 
 # -------------------------------------------------------------------------------- from noise
 
@@ -43,11 +42,11 @@ class Trace(NamedTuple):
 
 
 def fake_image(
-    model: Callable, target: Array | int, x: Array | None = None, *,
+    model: Model, target: Array | int, x: Array | None = None, *,
     shape: tuple[int, ...] = (1, 28, 28), learning_rate: float = 0.5, steps: int = 10,
-    loss: Callable = swapped_binary_cross_entropy, clip: bool = False, details: bool = False,
-    rng: np.random.Generator | int = 0, progress: bool = False,
-) -> Array | tuple[Array, Trace]:  # fmt: skip
+    loss: Loss = swapped_binary_cross_entropy, clip: bool = False, details: bool = False,
+    rng: RNG = 0, progress: bool = False,
+) -> Array:  # fmt: skip
     """An image of the target class, for the model, made from noise: x ← x - η ∂Loss(target)/∂x.
 
     The slides' fake image. Szegedy et al. (2014), "Intriguing properties of neural networks",
@@ -143,8 +142,8 @@ def _fake_image(model, x, target, *, learning_rate, steps, loss, clip, details):
 
 
 def untargeted(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
-    step_size: float = 0.05, steps: int = 20, loss: Callable = cross_entropy,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
+    step_size: float = 0.05, steps: int = 20, loss: Loss = cross_entropy,
     stop_when_wrong: bool = False, progress: bool = False,
 ) -> Array:  # fmt: skip
     """Ascent on the loss of the label: x ← clip(x + α g / max|g|), g = ∂Loss(y)/∂x.
@@ -199,9 +198,9 @@ def _untargeted(model, x, y, *, step_size, steps, loss, stop_when_wrong):
 
 
 def targeted(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     target: Array | int, distance: str = "l1", weight: float = 30.0, reduction: str = "mean",
-    step_size: float = 0.1, steps: int = 50, keep: str = "best", loss: Callable = cross_entropy,
+    step_size: float = 0.1, steps: int = 50, keep: str = "best", loss: Loss = cross_entropy,
     progress: bool = False,
 ) -> Array:  # fmt: skip
     """Descent on Loss(target) + λ ‖x̃ - x*‖, from x* = ``x``: another class, but close to x*.
@@ -281,7 +280,7 @@ def _targeted(model, x, y, target, *, far, step_size, steps, keep, loss):
     return worse(best, (x, is_fooled(logits, y, target), value))[0]
 
 
-def _far(distance: str, scale: float, delta):
+def _far(distance: str, scale: float, delta: Array) -> tuple[Array, Array]:
     """λ‖δ‖ and its gradient: (N, …) -> (N,), (N, …)"""
     xp, pixels = array_module(delta), tuple(range(1, delta.ndim))
     if distance == "l1":

@@ -19,7 +19,6 @@ transformer networks".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 
@@ -29,10 +28,10 @@ from tinyadv import inputs, ops
 from tinyadv.attacks import shared
 from tinyadv.attacks.shared import input_gradient, is_fooled, only, to_raise, worse
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.inputs import Checked, checked, lent
-from tinyadv.losses import cross_entropy
+from tinyadv.inputs import Checked, Model, checked, lent
+from tinyadv.losses import Loss, cross_entropy
 from tinyadv.parallel import by_examples
-from tinyadv.tensor import Array, Tensor, value_of
+from tinyadv.tensor import RNG, Array, Tensor, value_of
 
 # After this many transformations of the grid, the images that are fooled are left out.
 ROUND = 25
@@ -40,7 +39,7 @@ ROUND = 25
 # --------------------------------------------------------------------------------- the sampling
 
 
-def rotate_translate(x: Array | Tensor, angle, shift) -> Array | Tensor:
+def rotate_translate(x: Array | Tensor, angle: Array, shift: Array) -> Array | Tensor:
     """Rotate images about their centre, and then shift them.
 
     Each pixel of the result is interpolated bilinearly between the four pixels of x around the
@@ -135,7 +134,7 @@ def _checked_transformation(x, angle, shift):
     return ops.reshape(angle, (-1,)), ops.reshape(shift, (-1, 2))
 
 
-def _of_positions(x) -> np.dtype:
+def _of_positions(x: Array) -> np.dtype:
     """The dtype of t, u and v: the dtype of x, or float32 where x is too coarse for positions."""
     return np.result_type(x.dtype, np.float32)
 
@@ -144,11 +143,11 @@ def _of_positions(x) -> np.dtype:
 
 
 def spatial_grid(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     max_angle: float = 30.0, max_shift: float = 3.0, angles: int = 31, shifts: int = 5,
-    exhaustive: bool = False, loss: Callable = cross_entropy, target: Array | int | None = None,
+    exhaustive: bool = False, loss: Loss = cross_entropy, target: Array | int | None = None,
     details: bool = False, progress: bool = False,
-) -> Array | tuple[Array, Array]:  # fmt: skip
+) -> Array:  # fmt: skip
     """The worst rotation and translation of a grid: 31 angles, 5 shifts to the right and 5 down.
 
     The strongest attack of Engstrom et al. (2019). Three numbers are few enough for an exhaustive
@@ -217,11 +216,11 @@ def spatial_grid(
 
 
 def spatial_random(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
-    max_angle: float = 30.0, max_shift: float = 3.0, k: int = 10, loss: Callable = cross_entropy,
-    target: Array | int | None = None, rng: np.random.Generator | int = 0, details: bool = False,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
+    max_angle: float = 30.0, max_shift: float = 3.0, k: int = 10, loss: Loss = cross_entropy,
+    target: Array | int | None = None, rng: RNG = 0, details: bool = False,
     progress: bool = False,
-) -> Array | tuple[Array, Array]:  # fmt: skip
+) -> Array:  # fmt: skip
     """The worst of k random rotations and translations.
 
     The paper's "worst-of-10", which is cheap enough for the inner maximisation of min-max training:
@@ -261,11 +260,11 @@ def spatial_random(
 
 
 def spatial_first_order(
-    model: Callable, x: Array | Checked, y: Array | None = None, *,
+    model: Model, x: Array | Checked, y: Array | None = None, *,
     max_angle: float = 30.0, max_shift: float = 3.0, step_size: float = 0.01, steps: int = 200,
-    loss: Callable = cross_entropy, target: Array | int | None = None,
-    rng: np.random.Generator | int = 0, details: bool = False, progress: bool = False,
-) -> Array | tuple[Array, Array]:  # fmt: skip
+    loss: Loss = cross_entropy, target: Array | int | None = None,
+    rng: RNG = 0, details: bool = False, progress: bool = False,
+) -> Array:  # fmt: skip
     """Gradient ascent on the three numbers of the transformation.
 
     PGD, with t instead of the pixels: a random start, steps along the sign of the gradient, back
@@ -318,14 +317,14 @@ def _first_order(model, x, y, target, t, *, most, step, steps, loss):
 # ------------------------------------------------------------------------------ what they share
 
 
-def _limits(x, max_angle: float, max_shift: float) -> np.ndarray:
+def _limits(x: Array, max_angle: float, max_shift: float) -> np.ndarray:
     """The largest angle and shifts, (3,), after a check that x consists of images."""
     shared.check_images(x, "a rotation")
     inputs.check_numbers(max_angle=max_angle, max_shift=max_shift)
     return np.array([max_angle, max_shift, max_shift], float)
 
 
-def _grid(limits, angles: int, shifts: int) -> list[np.ndarray]:
+def _grid(limits: Array, angles: int, shifts: int) -> list[np.ndarray]:
     """The transformations of the grid, (3,) each: the identity first, then from the largest on."""
     ticks = [
         # Divided by their number, and not by their distance, so that the middle is exactly 0.
@@ -337,7 +336,7 @@ def _grid(limits, angles: int, shifts: int) -> list[np.ndarray]:
     return [np.zeros(3), *sorted(grid, key=size)]
 
 
-def _random(n: int, k: int, limits, rng) -> np.ndarray:
+def _random(n: int, k: int, limits: Array, rng: RNG) -> np.ndarray:
     """k transformations for each of n images, uniform within the limits: (n, k, 3)."""
     seeds = np.random.default_rng(rng).integers(2**63, size=n)
     u = np.stack([np.random.default_rng(seed).random((k, 3)) for seed in seeds])

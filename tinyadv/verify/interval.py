@@ -59,6 +59,7 @@ from tinyadv.losses import is_label
 from tinyadv.parallel import by_examples, may_cut
 from tinyadv.tensor import Array, value_of
 
+Bounds = tuple[Array, Array]  # low and high, arrays or tensors
 RULES: dict[type, Callable] = {}
 
 
@@ -83,7 +84,7 @@ def interval_rule(*kinds: type) -> Callable:
     return register
 
 
-def _kind(model) -> type | None:
+def _kind(model: object) -> type | None:
     """The class in ``RULES`` whose function ``model`` computes, or None."""
     redefined = {name for name, value in getattr(model, "__dict__", {}).items() if callable(value)}
     for kind in type(model).__mro__:
@@ -96,7 +97,7 @@ def _kind(model) -> type | None:
     return None
 
 
-def interval_bounds(model: layers.Module, low, high, outward: bool = True):
+def interval_bounds(model: layers.Module, low: Array, high: Array, outward: bool = True) -> Bounds:
     """Bounds on the outputs of ``model`` for all inputs between ``low`` and ``high``.
 
     Parameters
@@ -189,21 +190,21 @@ def _largest(centre, radius):
     return ops.abs(centre) + (radius + float(np.finfo(value_of(radius).dtype).tiny))
 
 
-def _in_size(layer: layers.Conv2d | layers.Dense, x, bias: bool = True):
+def _in_size(layer: layers.Conv2d | layers.Dense, x: Array, bias: bool = True) -> Array:
     """|W| x + |b|: a linear layer with all its weights positive."""
-    bias = None if layer.bias is None or not bias else ops.abs(layer.bias)
+    b = ops.abs(layer.bias) if bias and layer.bias is not None else None
     if isinstance(layer, layers.Dense):
-        return ops.dense(x, ops.abs(layer.weight), bias)  # (N, I) -> (N, O)
+        return ops.dense(x, ops.abs(layer.weight), b)  # (N, I) -> (N, O)
     how = {"stride": layer.stride, "padding": layer.padding}
-    return conv.conv2d(x, ops.abs(layer.weight), bias, **how)  # (N, C, H, W) -> (N, O, P, Q)
+    return conv.conv2d(x, ops.abs(layer.weight), b, **how)  # (N, C, H, W) -> (N, O, P, Q)
 
 
-def magnitude(low, high):
+def magnitude(low: Array, high: Array) -> Array:
     """The largest magnitude of a number between ``low`` and ``high``: max(|low|, |high|)."""
     return ops.maximum(ops.abs(low), ops.abs(high))
 
 
-def rounded_outward(low, high, terms: int, size, *inputs):
+def rounded_outward(low: Array, high: Array, terms: int, size: Array, *inputs: Array) -> Bounds:
     """Bounds on a sum that hold in spite of rounding, in its own arithmetic and in the network's.
 
     Parameters
@@ -221,7 +222,7 @@ def rounded_outward(low, high, terms: int, size, *inputs):
     return low - error, high + error
 
 
-def _error(terms: int, size, *inputs):
+def _error(terms: int, size: Array, *inputs: Array) -> Array:
     """2 γ / (1 - γ) times the size: γ for the bound and γ for the network, of a size off by γ.
 
     Beside the n products there are the bias, the centre and the radius, their sum, and the addition
@@ -238,7 +239,9 @@ def _error(terms: int, size, *inputs):
     return 2 * n / (1 - 2 * n) * size + 4 * int(terms) * tiny
 
 
-def worst_logits(model: layers.Module, low, high, y: Array, outward: bool = True):
+def worst_logits(
+    model: layers.Module, low: Array, high: Array, y: Array, outward: bool = True
+) -> Array:
     """For each class k an upper bound on z_k - z_y, with 0 for the label: (N, K).
 
     These are the worst logits that the bounds allow, so their cross-entropy is an upper bound on
@@ -347,7 +350,7 @@ def certified(model: layers.Module, x: Array, y: Array, epsilon: float) -> Array
     return _certified(frozen(model), *_checked(model, x, y, epsilon), epsilon)
 
 
-def _checked(model, x, y, epsilon) -> tuple[Array, Array]:
+def _checked(model: layers.Module, x: Array, y: Array, epsilon: float) -> tuple[Array, Array]:
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be ≥ 0, got {epsilon}")
     x, y = as_arrays(x, y)
@@ -355,7 +358,7 @@ def _checked(model, x, y, epsilon) -> tuple[Array, Array]:
     return x, check_labels(y, x, all_logits(model, x[:1]).shape[-1])
 
 
-def _certified(model, x, y, epsilon) -> Array:
+def _certified(model: layers.Module, x: Array, y: Array, epsilon: float) -> Array:
     # Differences of pixels are rounded as well. A float, because NumPy's would make x float64.
     xp, reach = array_module(x), min(float(epsilon), 1) + 2 * float(np.finfo(x.dtype).eps)
     low, high = xp.clip(x - reach, 0, 1), xp.clip(x + reach, 0, 1)
