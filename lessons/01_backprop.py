@@ -83,8 +83,7 @@ print(f"forward mode: {forward:,} multiplications, reverse mode: {reverse:,}")
 #
 # In a program a result may be used in several places, so the steps need not form a chain. Every
 # result remembers its *parents*, the numbers that it was computed from, and for each parent the
-# *rule* g ↦ g J. The *tape* is the list of all results, in the order in which they were
-# computed.
+# *rule* g ↦ g J. The *tape* is the list of all results, in the order of their computation.
 
 # %%
 tape = []
@@ -130,12 +129,11 @@ assert found == (4, 8)
 
 # %% [markdown]
 # The gradient of a node says how much the output changes if the node changes. If it is used in
-# several places, all uses change and the effects add up, so its gradient is the *sum* over its
-# uses. In c = b + b the gradient 2 of b arrives in two parts, and b is in the queue twice. Each
-# time it passes on all of its gradient, and a receives twice what it should. A node must pass
-# on its gradient once, and after all nodes that use it. (In c = b + b·p, the queue would reach
-# b before b·p.) Such an order is called *topological*. The tape, read backwards, is one,
-# because a result is computed after its parents.
+# several places, all uses change and the effects add up, so its gradient is their *sum*. In c =
+# b + b the gradient 2 of b arrives in two parts, and b is in the queue twice. Each time it
+# passes on all of it, and a receives twice what it should. A node must pass on its gradient
+# once, and after all nodes that use it. (In c = b + b·p, the queue reaches b before b·p.) Such
+# an order is *topological*. The tape backwards is one: a result comes after its parents.
 #
 # ## A tape of arrays
 #
@@ -143,8 +141,7 @@ assert found == (4, 8)
 # A rule now takes g = ∂L/∂out, in the shape of the output, and returns ∂L/∂in, in the shape of
 # the input. Written with indices, it follows from the definition of the operation.
 #
-# **Matrix product.** A_nk is used in out_nj = Σ_k A_nk B_kj for every j, with derivative B_kj.
-# So
+# **Matrix product.** A_nk is used in out_nj = Σ_k A_nk B_kj for every j, with derivative B_kj:
 #
 # $$\frac{\partial L}{\partial A_{nk}} = \sum_j g_{nj} B_{kj} = (g B^\top)_{nk}, \qquad
 # \frac{\partial L}{\partial B_{kj}} = \sum_n A_{nk} g_{nj} = (A^\top g)_{kj}.$$
@@ -285,9 +282,8 @@ assert (second == 0).all()  # of the ReLU
 #
 # ## The same gradient, with respect to the input
 #
-# `backward` does not know which arrays are weights, so `backprop` returns ∂L/∂x as well. Among
-# all small steps of a given Euclidean length, the one along ∂L/∂x raises the loss of a *point*
-# most.
+# `backward` does not know which arrays are weights, so `backprop` returns ∂L/∂x as well. Of all
+# small steps of one Euclidean length, the one along ∂L/∂x raises the loss of a *point* most.
 #
 # **Predict first.** (b) Keep the trained weights fixed, and move a point of class 0 along
 # ∂L/∂x, in small steps of length α. Will it reach class 1? Will its path be straight?
@@ -317,9 +313,13 @@ assert predict(path[-1])[0] == 1
 #
 # ## Exercises
 #
-# 1. Give `Node` division and `exp`, and check their rules by changing one number by ±h.
-# 2. Plot the error of `finite_differences` for h from 10⁻¹² to 1, and explain both ends.
-# 3. Write `add(a, b)` for all shapes that NumPy can broadcast. (Hint: b may have fewer axes.)
+# `python -m lessons.exercises 01` gives you stubs (`lessons/exercises/01.py`), and checks them.
+#
+# 1. Derive the two rules of a / b.
+# 2. Compute the derivative of the logits along a direction of x in one pass of forward mode.
+# 3. Write the rule of broadcasting for all shapes. (Hint: NumPy may add axes in front.)
+# 4. For which h are finite differences most accurate? (Hint: the error is h² M/6 + r/h.)
+# 5. Find an order for the backward pass without a tape, from the parents alone.
 #
 # ## References
 #

@@ -36,9 +36,9 @@ print(f"pixel values {digits.x_train.min():g} to {digits.x_train.max():g}")
 # ## Convolution
 #
 # A *filter* w is a small pattern of weights, here 5×5 pixels, for each channel c of the image
-# (a grey image has one). A *convolution* places its top left corner at every position (p, q)
-# where it fits into the image, and computes the weighted sum of the pixels under it. Each of
-# several filters o, with a bias b_o, gives one *map*:
+# (a grey image has one). A *convolution* places the filter's top left corner at every position
+# (p, q) where it fits into the image, and computes the weighted sum of the pixels under it.
+# Each of several filters o, with a bias b_o, gives one *map*:
 #
 # $$y_{opq} = b_o + \sum_{c,i,j} w_{ocij}\, x_{c,p+i,q+j}.$$
 #
@@ -57,11 +57,11 @@ def convolve(x, w, b):
     return y
 
 
-image = digits.x_train[0].astype(float)  # (1, 28, 28)
+image = digits.x_train[0].astype(float)  # (1, 28, 28); finite differences need float64
 w, b = rng.standard_normal((3, 1, 5, 5)), rng.standard_normal(3)
 y = convolve(image, w, b)
-moved = convolve(np.roll(image, 2, axis=2), w, b)  # the image, two pixels further to the right
-assert np.allclose(moved[:, :, 2:], y[:, :, :-2])  # the output moves with the image
+moved = convolve(np.roll(image, 2, axis=2), w, b)  # two pixels further to the right
+assert np.allclose(moved[:, :, 2:], y[:, :, :-2])  # so does y, except where it wraps
 
 # %% [markdown]
 # ## The gradients of a convolution
@@ -69,8 +69,9 @@ assert np.allclose(moved[:, :, 2:], y[:, :, :-2])  # the output moves with the i
 # Let g = ∂L/∂y. In the forward pass each y_opq used one window of the image and one filter. Its
 # derivative with respect to a weight is the pixel under this weight, and its derivative with
 # respect to a pixel is the weight on top of it. Gradients are sums over all uses (lesson 01),
-# so the backward pass is the same loop: each g_opq adds g_opq times the window to the gradient
-# of the filter, and g_opq times the filter to the gradient of the window.
+# so the backward pass is the same loop: for every (o, p, q), add g_opq times the window to the
+# gradient of filter o, and g_opq times the filter to the gradient of the window. Each costs as
+# much as the forward pass. (In a batch, all images add to the gradient of the filter.)
 
 
 # %%
@@ -113,7 +114,7 @@ for name, library, f, a in (
 # Both are convolutions. The first slides g over the image, as if g were a filter (once for each
 # channel; here C = 1). In the second the index of g *falls* as i and j rise, so the filter is
 # flipped in both directions, and since the sum runs over o, inputs and outputs swap roles. The
-# window reaches 4 pixels beyond the border of g, so we surround g with zeros: a *full*
+# window reaches kh − 1 = 4 pixels beyond the border of g, so we surround g with zeros: a *full*
 # convolution.
 
 # %%
@@ -126,10 +127,11 @@ assert np.allclose(gradients["w"][:, 0], slid) and np.allclose(gradients["x"], f
 # %% [markdown]
 # ## Pooling
 #
-# *Max pooling* keeps the largest number of each 2×2 block of a map. Only the winner, the
-# largest number of a block, has an influence on the output. So the winner gets the whole
-# gradient, and the three others get 0. (In a tie, as in a block of zeros after a ReLU, the
-# first of them counts as the winner.)
+# *Max pooling* keeps the largest number of each 2×2 block of a map. This quarters the numbers,
+# and small shifts change them little. Only the winner, the largest number of a block, has an
+# influence on the output. So the winner gets the whole gradient, and the three others get 0.
+# (In a tie the first of them counts as the winner. In a block of zeros after a ReLU this does
+# not matter: the ReLU stops the gradient.)
 
 
 # %%
@@ -159,8 +161,9 @@ assert abs((dx * v).sum() - numerical) < 1e-5 and np.allclose(dx, theirs[0])
 # %% [markdown]
 # ## The network
 #
-# Two rounds of convolution, ReLU and pooling turn 28×28 pixels into 20 maps of 4×4 numbers. Two
-# dense layers (lesson 01) turn these 320 numbers into ten logits.
+# Two rounds of convolution, ReLU and pooling turn 28×28 pixels into 20 maps of 4×4 numbers:
+# first 10 filters of 5×5, and then 20 filters of 5×5 over all 10 maps. Two dense layers (lesson
+# 01) turn these 320 numbers into 100, and these into ten logits.
 #
 # **Predict first.** (a) Which layer has the most weights? Which takes the most multiplications?
 
@@ -184,7 +187,8 @@ print(f"together {count} weights and biases")
 #
 # (a) The first dense layer has more than four fifths of the weights. The second convolution
 # takes about two thirds of the multiplications: 5000 weights at 64 positions, against 250 at
-# 576 in the first. A shared weight is stored once, but multiplied at every position.
+# 576 in the first. A shared weight is stored once, but multiplied at every position. A dense
+# layer from 784 pixels to 10×24×24 numbers would need 4.5 million weights.
 # </details>
 #
 # ## Training
@@ -219,7 +223,7 @@ def train_one_epoch(model, x, y, rng, eta=0.001, rho=0.9, batch_size=128):
         batch = xp.asarray(order[start : start + batch_size])
         loss = losses.cross_entropy(model(x[batch]), y[batch])  # model: (n, 1, 28, 28) -> (n, K)
         for w, g, s in zip(weights, grad(loss, weights), squares, strict=True):
-            s[...] = rho * s + (1 - rho) * g * g
+            s[...] = rho * s + (1 - rho) * g * g  # in place: it stays in the list
             w.value = w.value - eta * g / (xp.sqrt(s) + 1e-7)
         curve.append(float(loss))
     return curve
@@ -238,16 +242,19 @@ assert untrained > math.log(K) - 0.1
 # <details><summary>Answer</summary>
 #
 # (b) It is −ln(1/10) = ln 10 ≈ 2.3. The outputs p of an untrained network hardly depend on the
-# label. With equally frequent digits its mean loss is about the mean of −(1/10) Σ_k ln p_k, and
-# as ln is concave, this is at least ln 10.
+# label. With equally frequent digits its mean loss is about the mean of −(1/10) Σ_k ln p_k. The
+# p_k have the mean 1/10 and ln is concave, so this is at least ln 10. Here it is much more, as
+# random initial weights (normal, variance 2/number of inputs) give unequal logits.
 # </details>
+#
+# The test accuracy was much higher one step earlier. The last batch is only the 16 images that
+# are left, so its gradient is noisy, and yet its step is not shorter.
 #
 # ## Check: `fit` is this loop
 #
-# `tinyadv.fit` has the same loop, with the test accuracy after each epoch, a progress bar and
-# checkpoints around it. With the same seed it starts from the same weights and shuffles the
-# images in the same way, so its first epoch must be ours. We let it continue for the slides'
-# ten epochs.
+# `tinyadv.fit` has the same loop, with test accuracies, a progress bar and checkpoints around
+# it. With the same seed it has the same weights and order of images, so its first epoch must be
+# ours. We let it continue for the slides' ten epochs.
 
 # %%
 model = models.slides_cnn(run.seed).to(run.backend)
@@ -260,16 +267,16 @@ assert abs(ours - history.loss[0]) < 1e-3
 print(f"accuracy after ten epochs: training {history.train_accuracy[-1]:.1%}, ", end="")
 print(f"test {history.test_accuracy[-1]:.1%} (the best epoch: {max(history.test_accuracy):.1%})")
 run.show(plots.curves([history], digits.name), "training")
-least = {"glyphs": 0.9, "mnist": 0.98, "fashion": 0.8}[digits.name]
+least = {"glyphs": 0.9, "mnist": 0.98, "fashion": 0.8}.get(digits.name, 0)
 assert history.test_accuracy[-1] > (0.4 if run.quick else least)
 
 # %% [markdown]
-# The training accuracy is averaged over the epoch, during which the weights change. The test
-# accuracy belongs to the weights at the end of the epoch, and it fluctuates from epoch to epoch
-# (exercise 4). On MNIST, handwritten digits, the slides report a training accuracy of 99.5 %
-# and a validation accuracy of 99.1 %. `python -m lessons.experiments.training` trains three
-# networks there. Their mean test accuracy agrees with the slides' to within a tenth of a
-# percentage point.
+# The training accuracy is averaged over the epoch, during which the weights change, so it may
+# be the lower one. The test accuracy belongs to the weights at the end of the epoch. It
+# fluctuates, as the steps stay about η long (exercise 3). On MNIST, handwritten digits, the
+# slides report a training accuracy of 99.5 % and a validation accuracy of 99.1 %.
+# `python -m lessons.experiments.training` trains three networks on MNIST; their mean test
+# accuracy is within a tenth of a percentage point of the slides'.
 #
 # ## Experiment: which mistakes does it make?
 #
@@ -290,9 +297,9 @@ run.show(figure, "mistakes")
 assert medians[0] > medians[1] and (run.quick or confidence[wrong[0]] > 0.9)
 
 # %% [markdown]
-# The network is typically less confident when it is wrong. But the warning is not reliable: its
-# most confident mistake has a confidence of more than 90 %. Lesson 04 changes images only
-# slightly, and yet makes the network misclassify many more of them.
+# The network is typically less confident when it is wrong. But the warning is not reliable: it
+# is almost certain of its first mistake in the figure. Lesson 04 changes images only slightly,
+# and yet makes the network misclassify many more of them.
 #
 # ## Limits
 #
@@ -302,15 +309,14 @@ assert medians[0] > medians[1] and (run.quick or confidence[wrong[0]] > 0.9)
 #
 # ## Exercises
 #
-# 1. Compute the loss and all gradients of one image with `convolve`, `pool` and their backward
-#    functions, and compare them with `grad`. (Hint: go through the layers in the opposite
-#    order. The rules of the dense layers and of the ReLU are those of lesson 01.)
-# 2. Write the forward and backward pass of average pooling by loops, and check them.
-# 3. Replace RMSprop by `optim.SGD(model.parameters(), lr=0.1)`, which is gradient descent. Then
-#    multiply the loss by a hundred. Which of the two training runs changes? (Hint: `fit` takes
-#    an `objective`.)
-# 4. Let the learning rate fall with `fit(…, schedule=optim.cosine(0.001, 10))`. Does the test
-#    accuracy still go up and down?
+# `python -m lessons.exercises 02` gives you stubs (`lessons/exercises/02.py`), and checks them.
+#
+# 1. How wide is the part of the image that a number of the last maps depends on? (Hint: keep
+#    track of how many pixels of the image lie between two neighbours in a map.)
+# 2. Write the backward pass of average pooling.
+# 3. Let g stay the same. Which steps does RMSprop take, and what happens to them if the loss is
+#    multiplied by a hundred? (Hint: find s after t steps.)
+# 4. A convolution with stride 2 moves its filters by two pixels at a time. Write its ∂L/∂x.
 #
 # ## References
 #
@@ -319,10 +325,6 @@ assert medians[0] > medians[1] and (run.quick or confidence[wrong[0]] > 0.9)
 # (RMSprop). Wang, "Data evasion attacks" (slides).
 
 # %%
-run.record(
-    untrained_loss=untrained,
-    training=history.train_accuracy,
-    test=history.test_accuracy,
-    misclassified=len(wrong),
-    confidence={"correct": medians[0], "misclassified": medians[1]},
-)
+accuracies = {"training": history.train_accuracy, "test": history.test_accuracy}
+medians = {"correct": medians[0], "misclassified": medians[1]}
+run.record(untrained_loss=untrained, **accuracies, misclassified=len(wrong), confidence=medians)

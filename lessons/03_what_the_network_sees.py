@@ -308,12 +308,12 @@ if not run.quick and digits.name != "fashion":
 #
 # ## Exercises
 #
-# 1. Which factor replaces p_t if the loss is the squared error (1 − p_t)²? Is it saturated
-#    where the cross-entropy is not? (Hint: compare the derivatives with respect to p_t.)
-# 2. Run `fake_images(swapped, …)` with η = 5. Do the stuck pairs now succeed? What happens to
-#    the pixels? Does it still work if they are clipped to [0, 1] after each step?
-# 3. Replace `model` by `zoo.robust(digits)`, which lesson 10 explains. Compare the changes of
-#    step 3: can you see now what the network looks at?
+# `python -m lessons.exercises 03` gives you stubs (`lessons/exercises/03.py`), and checks them.
+#
+# 1. How many pixels must move by 0.1 for the formula of step 1 to predict a given fall of z_y?
+# 2. Which factor replaces 3.206 p_t for the loss (1 − p_t)²? (Hint: compare the derivatives.)
+# 3. Is `binary_crossentropy` saturated if its arguments are in the right order?
+# 4. For a linear network, find the closest image whose classes all have the probability 1/K.
 #
 # ## References
 #

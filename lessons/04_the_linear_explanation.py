@@ -303,21 +303,21 @@ assert same["FGM"] <= same["FGSM"] + 0.02 and same["FGSM"] < clean - 0.2
 #
 # ## Limits
 #
-# In step 1 the mean weight m was the same for all n. In a trained model it is not: with more
-# pixels the weights get smaller, and ε m n need not grow (exercise 2). For this reason Tanay
-# and Griffin (2016) object that the dimension alone does not explain adversarial examples. What
-# remains is the ratio ‖w‖₁/‖w‖₂ between the best direction and a random one. It is √n if all
-# |w_i| are equal, and less otherwise. FGSM trusts the linear approximation within the whole
-# ball; lesson 06 takes many small steps instead.
+# In step 1 the mean weight m was the same for all n. In a trained model m falls as n grows, and
+# ε m n need not grow (exercise 2). So, as Tanay and Griffin (2016) object, dimension alone does
+# not explain adversarial examples. What remains is the ratio ‖w‖₁/‖w‖₂ between the best
+# direction and a random one. It is √n for equal |w_i|, and less otherwise. FGSM trusts the
+# linear approximation within the whole ball; lesson 06 takes many small steps.
 #
 # ## Exercises
 #
-# 1. Change `worst_loss` so that the perturbation is limited in the 2-norm. Are most weights
-#    still close to 0? (Hint: what does the worst case now charge for a small w_i?)
-# 2. Train the standard linear model on images of 14×14 pixels, the mean of each 2×2 block.
-#    Start w at zero here and for 28×28. Compare m and ε m n.
-# 3. Compare L(x) + gᵀδ with L(x + δ) for FGSM at ε = 0.01, 0.05 and 0.15. Where does the linear
-#    approximation fail?
+# `python -m lessons.exercises 04` gives you stubs (`lessons/exercises/04.py`), and checks them.
+#
+# 1. At which ε does the worst case reach the decision boundary, in each of the three norms?
+# 2. Replace each pixel by 2×2 pixels, and keep the model. Do ε m n and ε‖w‖₂ grow?
+# 3. By how much does FGSM raise the loss, and what does the linear approximation predict?
+# 4. Train for the 2-norm. What is the gradient, and what does it do to a small w_i?
+# 5. Find the exact worst case for ‖δ‖₁ ≤ ε and pixels in [0, 1]. (Hint: spend ε greedily.)
 #
 # ## References
 #

@@ -312,13 +312,14 @@ if not run.quick:
 #
 # ## Exercises
 #
-# 1. Multiply α by 0.9 after each step of the targeted attack. Does the last point now reach the
-#    target as often as the best one?
-# 2. Let the untargeted attack lower the margin z_y − max of the other logits. What happens to
-#    the 0/0? (Hint: its gradient with respect to the logits.)
-# 3. Attack `zoo.robust(digits)` with λ = 30. What is drawn into the images of the grid now?
-# 4. At the best points for d₁, compare the |g_i| of changed and unchanged pixels with λ/D.
-#    (Hint: a pixel at 0 or 1 can move one way only.)
+# `python -m lessons.exercises 05` gives you stubs (`lessons/exercises/05.py`), and checks them.
+#
+# 1. Find the best point of a targeted attack from the logits and the J of all points.
+# 2. Compute (p − y) / max|p − y| without 0/0, for a margin of any size.
+# 3. Shorten the perturbation of a successful attack by bisection between x* and x̃.
+# 4. Let Dist be gᵀδ + (c/2) ‖δ‖₂². Which δ minimises J for d₁, and which for d₂?
+# 5. In which pixels is J at a minimum for d₁? Compare |g_i| with λ/D. (Hint: a pixel at 0 or 1
+#    can move one way only.)
 #
 # ## References
 #

@@ -35,7 +35,7 @@ xp = run.xp  # numpy, or cupy with --backend cupy
 rng = np.random.default_rng(run.seed)
 digits = run.load()  # 28×28 images of printed digits, unless --data says otherwise
 standard = zoo.standard(digits, backend=run.backend)  # the network of lesson 02
-robust = zoo.robust(digits, backend=run.backend)  # lesson 10 trains such networks
+robust = zoo.robust(digits, backend=run.backend)  # lesson 10; training accuracy on PGD's examples
 epsilon = zoo.EPSILON[digits.name]
 images, labels = cli.spread(digits.x_test, digits.y_test, 30 if run.quick else 150)
 x, y = xp.asarray(images), xp.asarray(labels)  # (N, 1, 28, 28), (N,)
@@ -59,10 +59,9 @@ for name, model in (("standard", standard), ("robust", robust)):
 # *In the 1-norm* the changes of all pixels share one budget. A unit of it gains |g_i| at pixel
 # i, so all of it goes to the pixel with the largest |g_i|.
 #
-# The three answers are the directions of *steepest ascent*. The sign in FGSM is therefore not a
-# trick: it is the steepest direction when length is measured by the largest pixel. The length
-# of g has no influence on the step, as long as g is not rounded to zero. That matters, because
-# this length differs by orders of magnitude from image to image (exercise 1).
+# The three answers are the directions of *steepest ascent*: the sign in FGSM is the steepest
+# direction when the largest pixel measures length. Unless g is rounded to zero, its length,
+# which varies by orders of magnitude between images, does not affect the step (exercise 1).
 
 
 # %%
@@ -76,7 +75,7 @@ def steepest_linf(g):
 
 
 def steepest_l2(g):
-    g = g / xp.maximum(abs(g).max(axis=(1, 2, 3), keepdims=True), 1e-30)  # g * g must not be 0
+    g = g / xp.maximum(abs(g).max(axis=(1, 2, 3), keepdims=True), 1e-30)  # tiny g² would underflow
     return g / xp.maximum(xp.sqrt(per_image(g * g)), 1e-30)
 
 
@@ -93,10 +92,9 @@ def steepest_l1(g):
 # projection clips each pixel to [−ε, ε]. In the 2-norm it shortens a longer δ to ε.
 #
 # In the 1-norm the projection p minimises ½‖p − δ‖₂² subject to ‖p‖₁ ≤ ε. With a multiplier λ ≥
-# 0 for the constraint, the derivative for a pixel with p_i > 0 is p_i − δ_i + λ = 0, and for
-# p_i
-# < 0 it is p_i − δ_i − λ = 0. At the kink, p_i = 0 is the minimum if |δ_i| ≤ λ. So each |δ_i|
-# shrinks by the same λ, but not below 0:
+# 0 the derivative is p_i − δ_i + λ = 0 for a pixel with p_i > 0, and p_i − δ_i − λ = 0 for one
+# with p_i < 0. The kink p_i = 0, with the slopes −δ_i + λ on its right and −δ_i − λ on its
+# left, is the minimum if |δ_i| ≤ λ. So all |δ_i| shrink by the same λ, but not below 0:
 #
 # $$p_i = \mathrm{sign}(\delta_i) \max(|\delta_i| - \lambda, 0).$$
 #
@@ -161,30 +159,27 @@ def random_start(x, epsilon):
 
 # %% [markdown]
 # How long should a step be? To cross the ball takes a distance of 2ε. With α = 2.5 ε/steps, any
-# point can be reached from any start, and a few steps remain to move along the surface.
+# point can be reached from any start, and a few steps remain to move along the surface. (In the
+# 1-norm, where a step moves few pixels, it is a rule of thumb.)
 
 # %%
 x_adv, _ = pgd(standard, x, y, random_start(x, epsilon), epsilon, 2.5 * epsilon / 20, steps=20)
-print(f"robust accuracy of the standard network at ε = {epsilon}: ", end="")
-print(f"{evaluate.accuracy(standard, x_adv, y):.1%} under PGD with 20 steps")
+print(f"PGD with 20 steps, ε = {epsilon}: accuracy {evaluate.accuracy(standard, x_adv, y):.1%}")
 assert abs(x_adv - x).max() <= epsilon + 1e-6
 
 # %% [markdown]
 # ## Check: the library computes the same
 #
-# `attacks.pgd` is this loop for all norms: a ball has the methods `steepest` and `project`. In
-# the 1-norm, the library's step can divide the budget among several pixels
-# (`L1(ε, pixels=20)`), because a step that moves one pixel at a time needs many steps. Its
-# projection finds the closest point in ball *and* box. Ours does so in the ∞-norm only, where
-# both are limits per pixel; so in the other norms we compare the two ingredients.
+# `attacks.pgd` is this loop for all norms: a ball has the methods `steepest` and `project`.
+# `L1(ε, pixels=20)` divides a step among 20 pixels, as one pixel at a time takes many steps.
+# The library projects to the closest point in ball *and* box. Ours does so in the ∞-norm only,
+# where both limit each pixel, so in the other norms we compare the ingredients.
 
 # %%
 few, few_y = x[:20], y[:20]
-start = xp.zeros_like(few)
-ours, _ = pgd(standard, few, few_y, start, epsilon, epsilon / 4, steps=10)
-library = attacks.pgd(
-    standard, few, few_y, ball=Linf(epsilon), step_size=epsilon / 4, steps=10, random_start=False
-)
+ours, _ = pgd(standard, few, few_y, xp.zeros_like(few), epsilon, epsilon / 4, steps=10)
+how = {"ball": Linf(epsilon), "step_size": epsilon / 4, "steps": 10, "random_start": False}
+library = attacks.pgd(standard, few, few_y, **how)
 print(f"PGD, largest difference to the library: {float(abs(ours - library).max()):.0e}")
 assert abs(ours - library).max() < 1e-5
 
@@ -223,8 +218,9 @@ assert many[-1] <= single[-1] and many[-1] < 0.05
 # <details><summary>Answers</summary>
 #
 # (a) Many more. The loss is curved, and the direction that is best at x is no longer the best a
-# little further on. At the largest radius a single step leaves a good part of the images
-# correctly classified, and twenty steps leave none or almost none.
+# little further on. At the largest radius, one step leaves some images correctly classified,
+# and twenty steps almost none. (So do 20 steps of ε/20 from δ = 0, without PGD's random start
+# and longer path.)
 #
 # (b) At the smallest radius the two agree to within a few images. The loss is nearly linear
 # within so small a ball, but both attacks also fool few images there, and that alone makes the
@@ -233,11 +229,11 @@ assert many[-1] <= single[-1] and many[-1] < 0.05
 #
 # ## Experiment: three norms
 #
-# One loop serves every norm, with another `steepest` and `project`. The three radii cannot be
-# compared with each other, so compare the two networks within one norm: does `robust`, which
-# was trained in the ∞-norm, also resist the other two? "One step" is a single step of length ε
-# (FGSM, and FGM in the other norms). With restarts, PGD runs from several random starts, and an
-# image counts as robust only if it survives them all.
+# One loop serves every norm, with another `steepest` and `project`. Radii in different norms
+# cannot be compared (we took 1.5 and 12, where PGD fools the standard network on most images),
+# so compare the two networks within one norm: does `robust`, trained in the ∞-norm, also resist
+# the other two? PGD takes 40 steps of 2.5 ε/40, "one step" has the length ε (FGSM, and FGM in
+# the other norms). With 3 starts, an image counts as robust only if it survives all three runs.
 
 # %%
 balls = {"‖δ‖∞": Linf(epsilon), "‖δ‖₂": L2(1.5), "‖δ‖₁": L1(12.0, pixels=20)}
@@ -257,6 +253,9 @@ cli.table(["robust accuracy", *found], rows)
 assert all(found["PGD, 3 starts"] <= found["PGD"] for found in norms.values())
 
 # %% [markdown]
+# Partly: it keeps most of its accuracy in the 2-norm, and much less in the 1-norm. One step is
+# much weaker than PGD, and further starts find a few more adversarial examples.
+#
 # ## Experiment: have we found the maximum?
 #
 # The loss is not concave in δ, so gradient ascent may stop at a local maximum. Madry et al.
@@ -284,33 +283,40 @@ run.show(plots.landscape(curves), "landscape")
 assert all(found["deviation"] < 0.25 * found["mean"] for found in landscape.values())
 
 # %% [markdown]
-# On this image the runs end at a similar loss, but not at the same point. If the ends were
-# unrelated corners of the ball, they would be √3 ≈ 1.7 times as far apart as the starts (about
-# 1.5 times for black pixels, where the clip cuts the starts). A ratio near 1 means that the
-# runs agree on most pixels. On the others they may be at different maxima of nearly the same
-# height, or the loss hardly depends on these pixels; the distance cannot tell which. The
-# agreement of the losses is Madry's reason to trust PGD as a strong *first-order* adversary,
-# one that uses only gradients: some of the starts should have found a much better maximum that
-# gradients lead to.
+# <details><summary>Answer</summary>
+#
+# No. In units of ε², the mean squared difference of a pixel is 2/3 for two uniform starts, and
+# 2 for two unrelated corners of the ball. Such ends would be √3 ≈ 1.7 times as far apart as the
+# starts (1.5 times for pixels at 0, where the clip cuts both). Corners that differ in a
+# fraction q of the pixels have a mean of 4q, and the ratio √(6q), so a ratio near 1 means that
+# they differ in about a fifth. There the runs may be at different maxima of nearly the same
+# height, or the loss hardly depends on these pixels; the distance cannot tell which.
+# </details>
+#
+# The final losses are similar (mind the scales), but a few are lower, and the robust network's
+# agree less well: report the worst of several starts, as in the table. (The standard network's
+# loss starts near 0, where the gradient is tiny, but its sign is not.) The agreement of the
+# losses is Madry's reason to trust PGD as a strong *first-order* adversary, one that uses only
+# gradients: if gradients led to a much better maximum, some of the starts should have found it.
 #
 # ## Limits
 #
-# PGD gives a *lower* bound on the inner maximum. Every image that it fools is a counterexample,
-# so it also gives an *upper* bound on the robust accuracy. The argument above fails if
-# gradients are useless. A network whose gradients are rounded to zero, or point in useless
-# directions, stops PGD in every run at the same low loss (lesson 13), and an attack that uses
-# no gradients may then do better (lesson 08). Lesson 14 bounds the maximum from the other side.
-# We used 30 starts on a single image; Madry et al. used 100,000 starts. `--data mnist` repeats
-# the lesson on handwritten digits.
+# PGD gives a *lower* bound on the inner maximum, and so an *upper* bound on the robust
+# accuracy: every image that it fools is a counterexample. The argument above fails if gradients
+# are rounded to zero or misleading: then every run stops at the same low loss (lesson 13), and
+# an attack without gradients may do better (lesson 08). Lesson 14 bounds the maximum from the
+# other side. We used 30 starts on one image, Madry et al. 100,000. `--data mnist` takes
+# handwritten digits.
 #
 # ## Exercises
 #
+# `python -m lessons.exercises 06` gives you stubs (`lessons/exercises/06.py`), and checks them.
+#
 # 1. Take steps along g itself, with one α for all images. Which images hardly move at an α that
-#    suits the others, and why? (Hint: print the largest |g_i| of each image.)
+#    suits the others? (Hint: how long is the step of the pixel with the largest |g_i|?)
 # 2. Without the clip to [0, 1] the loss rises more. Why is that not a better attack?
 # 3. Let the loss be minus the margin z_y − max_{k≠y} z_k instead of the cross-entropy. For
-#    which images does that help? (Hint: by lesson 01 the gradient of the cross-entropy contains
-#    p_y − 1.)
+#    which images does that help? (Hint: compare the gradients with respect to the logits.)
 # 4. With 20 steps, what is the smallest step size with which PGD can cross the whole ball?
 #
 # ## References
@@ -320,10 +326,5 @@ assert all(found["deviation"] < 0.25 * found["mean"] for found in landscape.valu
 # onto the l1-ball for learning in high dimensions".
 
 # %%
-run.record(
-    epsilon=epsilon,
-    one_step=dict(zip(map(str, radii), single, strict=True)),
-    PGD=dict(zip(map(str, radii), many, strict=True)),
-    norms=norms,
-    landscape=landscape,
-)
+single, many = (dict(zip(map(str, radii), found, strict=True)) for found in (single, many))
+run.record(epsilon=epsilon, one_step=single, PGD=many, norms=norms, landscape=landscape)

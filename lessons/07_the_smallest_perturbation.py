@@ -237,11 +237,9 @@ assert run.quick or far[1] / least[1] > far[0] / least[0]
 # %% [markdown]
 # <details><summary>Answers</summary>
 #
-# (a) Much nearer. The robust network's boundary is further away, but still nearer than the
-# yardstick.
+# (a) Much nearer. The robust network's boundary is further away, but nearer than the yardstick.
 #
-# (b) For the robust one. Its boundary is further away, and a linearisation is less accurate
-# over a longer distance.
+# (b) For the robust one: its boundary is further away, where a linearisation is less accurate.
 # </details>
 #
 # ## Experiment: near in which directions?
@@ -307,16 +305,18 @@ run.show(plots.every_radius(near, other_class, radii, pgd), "every radius")
 # %% [markdown]
 # ## Limits
 #
-# All distances here are upper bounds; lesson 14 gives lower bounds on the true distance. Both
-# attacks need useful gradients, as PGD does. We used few images and steps, and the 2-norm, in
-# which the robust network was not trained. The planes leave the range of pixel values.
+# All distances here are upper bounds; lesson 14 gives lower bounds. Both attacks need useful
+# gradients, as PGD does. We used few images and steps, and the 2-norm, in which the robust
+# network was not trained. The planes leave the range of pixel values.
 #
 # ## Exercises
 #
-# 1. Write `nearest_hyperplane` for the ∞-norm. (Hint: which step has the length f/‖w‖₁?)
-# 2. Call `descend` with c = 0.1, 1, 10 and 100. Does each c behave as step 3 says?
-# 3. Start each descent at DeepFool's point instead of x. How much shorter do the results
-#    become?
+# `python -m lessons.exercises 07` gives you stubs (`lessons/exercises/07.py`), and checks them.
+#
+# 1. Compute the robust accuracy at every radius from the distances that one attack found.
+# 2. Write `nearest_hyperplane` for the ∞-norm. (Hint: which step has the length f/‖w‖₁?)
+# 3. Which δ minimises Carlini and Wagner's objective, for a linear margin and any c?
+# 4. Shorten adversarial examples by bisection on the way back to x, without a gradient.
 #
 # ## References
 #

@@ -306,14 +306,14 @@ if not run.quick:
 #
 # ## Exercises
 #
-# 1. Which matters more, the rotation or the shift? (Hint: `spatial_grid` has the arguments
-#    `max_angle` and `max_shift`.)
-# 2. Give the first-order attack ten random starts of 20 steps each. Does it beat ten random
-#    transformations, and at what cost?
-# 3. Classify by the most frequent prediction over ten random transformations of the image. How
-#    much does this help against the grid, if the attacker does not know of it?
-# 4. Rotate first and run PGD on the pixels of the rotated image. Do the two attacks add up, for
-#    the robust network and for the network trained on the worst of four?
+# `python -m lessons.exercises 09` gives you stubs (`lessons/exercises/09.py`), and checks them.
+#
+# 1. Step 1 computes where a new pixel came from. Compute where an old one goes.
+# 2. From the share of transformations that fools the network on each image, compute the
+#    accuracy to expect under the worst of k. (Hint: images differ, so what must be averaged?)
+# 3. Apply the chain rule through u and v: what is the derivative with respect to θ, s₁ and s₂?
+#    (Hint: the angle is in degrees, and it turns a′ and b′.)
+# 4. From which points of a drawn landscape does ascent find an error, and from how many?
 #
 # ## References
 #

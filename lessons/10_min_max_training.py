@@ -308,13 +308,14 @@ assert run.quick or share["PGD"] > share["standard"] + 0.05
 #
 # ## Exercises
 #
-# 1. Let φ(θ) be the maximum of θx over −1 ≤ x ≤ 1. Which x are maximisers at θ = 0, and how do
-#    they explain the slopes of φ on both sides?
-# 2. Attack all training images once, on the standard network, and train a new network on the
-#    results with `standard_training`. Is it robust under PGD? (Hint: with whose weights was the
-#    attack computed?)
-# 3. Train with `defenses.MinMax(Linf(1.2 * epsilon))` and evaluate at ε. What does it gain, and
-#    what does it cost on clean images?
+# `python -m lessons.exercises 10` gives you stubs (`lessons/exercises/10.py`), and checks them.
+#
+# 1. At which loss does a network that ignores the images end, if classes are not equally frequent?
+# 2. Compute the gradient of the robust loss of z = W x in NumPy. (Hint: where is p evaluated?)
+# 3. How much loss do examples miss that were made in advance, with other weights?
+# 4. Let φ(θ) be the maximum of θᵀx over a few points x. What is its slope in a given direction if
+#    several of them are maximisers? (Hint: φ(θ) = |θ| is the case of the points −1 and 1.)
+# 5. How many images are misclassified on the way of a single step only, and not at its ends?
 #
 # ## References
 #

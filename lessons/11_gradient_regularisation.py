@@ -301,24 +301,24 @@ cli.table(["", "clean", f"FGSM {epsilon / 4:g}", f"PGD {epsilon / 4:g}"], rows)
 # <details><summary>Answer</summary>
 #
 # None stands out. With one seed and few images, differences of a few points mean nothing. The
-# ReLU network gains although its gradient misses the switching: the terms with φ′ and with p −
-# y are enough here.
+# ReLU network gains although its gradient misses the switching: φ′ and p − y are enough here.
 # </details>
 #
 # ## Limits
 #
-# Each network was trained once, with one λ and for a few epochs, and accuracies under PGD are
-# upper bounds on the robust accuracy. A defence that makes gradients small may only make
-# attacks fail, and has to be checked with particular care (lesson 13).
+# Each network was trained once, with one λ, for a few epochs. Accuracies under PGD are upper
+# bounds. A defence that makes gradients small may only make attacks fail (lesson 13).
 # `python -m lessons.experiments.gradient_regularisation` trains longer, with more penalties.
 #
 # ## Exercises
 #
-# 1. Train with ε‖g‖₁, the penalty of step 1 for the ∞-norm. Is the network as robust at ε as
-#    min-max training? (Hint: `ops.abs`.)
-# 2. Take λ a hundred times larger. What does the network predict, and what is its penalty?
-# 3. Penalise the gradient at x + u instead of x, with each pixel of u drawn from [−ε, ε]. At
-#    which radii does it help?
+# `python -m lessons.exercises 11` gives you stubs (`lessons/exercises/11.py`), and checks them.
+#
+# 1. For which λ does the attacker of step 1, who pays for ‖δ‖₂², move exactly as far as ε?
+# 2. What is the maximum of gᵀδ if x + δ must lie between 0 and 1, too?
+# 3. Write the gradient of a training step with the penalty ε‖g‖₁. (Hint: `ops.abs`.)
+# 4. Derive ∂R/∂b for a linear classifier with a softmax. (Hint: how does p change with b?)
+# 5. Compute ∂‖g‖₂²/∂θ without double backprop, from ∂L/∂θ at x + h g and at x − h g.
 #
 # ## References
 #

@@ -304,16 +304,16 @@ assert run.quick or grown["loss"] < stuck["loss"] - 0.2
 #
 # ## Exercises
 #
-# 1. Derive the smallest y f(x) in a square, 1 + s − 3ε, by hand. For which ε does the zigzag
-#    network fail, and how could you change h to reach a larger ε? (Hint: y f is concave on each
-#    square, so its minimum is at a corner.)
-# 2. Draw n random points in the plane, with the class sign(x₂). Compute both values of ε of
-#    step 1. How do they change as n grows? (Hint: reuse the code, with new points and signs.)
-# 3. Widen only the convolutions or only the hidden layer (copy `zoo.widened`). Which of the two
-#    lowers the loss on PGD's adversarial examples? (Hint: compare networks with similar numbers
-#    of parameters.)
-# 4. Train ×1 with warm-up for four times as many epochs. How much of its distance to the loss
-#    of ×4 is left, and how much would be if capacity alone were the reason?
+# `python -m lessons.exercises 12` gives you stubs (`lessons/exercises/12.py`), and checks them.
+#
+# 1. Derive the smallest y f(x) in a square if the zigzag passes through ±A instead of ±1. Up to
+#    which ε is this network correct on all squares? (Hint: y f is concave on each square, so its
+#    minimum is at a corner.)
+# 2. How many parameters has the network if only the convolutions, or only the hidden layer, are
+#    widened?
+# 3. At which t does the slope of f(t, 0) change? (Hint: not every unit has a kink there, and
+#    kinks can cancel each other.)
+# 4. Derive a robust loss that no network can go below, from pairs of images whose balls overlap.
 #
 # ## References
 #
