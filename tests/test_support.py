@@ -75,6 +75,53 @@ def test_a_quick_run_takes_fewer_images(monkeypatch):
     assert len(start(monkeypatch).load(train=7, test=3).y_train) == 7
 
 
+def own_images(folder, **changed):
+    part = some_images()
+    arrays = {name: getattr(part, name) for name in ("x_train", "y_train", "x_test", "y_test")}
+    np.savez(folder / "mine.npz", **{**arrays, **changed})
+    return str(folder / "mine.npz")
+
+
+def test_a_lesson_takes_a_file_of_ones_own(monkeypatch, tmp_path):
+    file = own_images(tmp_path)
+    run = start(monkeypatch, "--data", file, "--record", "--out", str(tmp_path))
+    assert run.load().name == "mine.npz"
+    run.show(cli.plt.figure(), "a figure")
+    run.record(n=1)
+    assert (tmp_path / "figures" / "06_a_figure-mine.npz.png").exists()
+    recorded = json.loads((tmp_path / "results" / "06_a_lesson-mine.npz.json").read_text())
+    assert f"--data {file}" in recorded["command"]
+    assert zoo.EPSILON["mine.npz"] == 0.1 and "mine.npz" not in zoo.EPSILON
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"x_train": np.zeros((20, 8, 8)), "x_test": np.zeros((20, 8, 8))}, ["1×28×28", "1×8×8"]),
+        ({"y_train": np.arange(20)}, ["ten classes", "20 classes"]),
+    ],
+)
+def test_images_that_the_lessons_cannot_use(monkeypatch, tmp_path, capsys, changed, words):
+    run = start(monkeypatch, "--data", own_images(tmp_path, **changed))
+    with pytest.raises(SystemExit, match="2"):
+        run.load()
+    said = capsys.readouterr().err
+    for word in words:
+        assert word in said
+
+
+def test_a_notebook_takes_its_flags_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "IN_NOTEBOOK", True)
+    monkeypatch.setenv("TINYADV_FLAGS", f"--quick --seed 3 --out '{tmp_path}'")
+    run = start(monkeypatch, "--what-the-kernel-was-called-with")
+    assert run.quick and run.seed == 3
+    shown = []
+    monkeypatch.setattr(cli.plt, "show", lambda: shown.append(cli.plt.get_fignums()))
+    run.show(cli.plt.figure(), "a figure")
+    assert shown == [[1]] and cli.plt.get_fignums() == []
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_settings_are_part_of_the_names_of_files(monkeypatch, tmp_path):
     def names(*flags, **how):
         run = start(monkeypatch, "--record", "--out", str(tmp_path), *flags, **how)
@@ -275,6 +322,15 @@ def test_a_network_is_trained_once(cache, capsys):
         file.write_bytes(file.read_bytes()[:100])
     assert weights(constant(digits)) == weights(first)
     assert "trained again" in capsys.readouterr().err and len(TRAININGS) == 6
+
+
+def test_a_key_depends_on_the_images_of_a_file(monkeypatch):
+    """Of the data sets that have a name, the labels are enough."""
+    for name, same in (("glyphs.npz", False), ("glyphs", True)):
+        digits, others = some_images(name), some_images(name)
+        others.x_train[0, 0, 0, 0] += 0.5
+        assert (small.key(digits) == small.key(others)) is same
+        assert small.key(digits) == small.key(some_images(name))
 
 
 def test_a_key_depends_on_the_code_and_not_on_its_comments():

@@ -8,6 +8,9 @@
 Files are written below ``--out``, by default ``lessons/out``, and with ``--record`` below
 ``lessons``. Settings that differ from the defaults are part of a file's name
 (``06_attack_strength-mnist.png``), so two runs never overwrite each other's files.
+
+In a notebook the flags are those in the environment variable ``TINYADV_FLAGS``, such as
+``--quick --data mnist``, and figures are shown below their cells instead of saved.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +41,8 @@ from tinyadv.checkpoint import check_writable, replacing
 LESSONS = Path(__file__).resolve().parents[1]
 GREY_IMAGES = ("glyphs", "mnist", "fashion")  # 28×28, as the networks of the lessons take them
 NOT_IN_NAMES = ("record", "keep", "out", "show")  # flags that change no number
+IN_NOTEBOOK = "ipykernel" in sys.modules
+DPI = 160  # pixels per inch of a figure: enough for most screens
 
 
 @dataclasses.dataclass
@@ -86,6 +92,10 @@ class Run:
             digits = tinyadv.data.load(self.options.data)
         except tinyadv.data.DataError as error:
             stop(error)
+        shape, classes = digits.x_train.shape[1:], len(digits.classes)
+        if (shape, classes) != ((1, 28, 28), 10):
+            got = f"got {classes} classes of {'×'.join(map(str, shape))}"
+            stop(f"{self.options.data}: expected ten classes of images of 1×28×28 pixels, {got}")
         return dataclasses.replace(
             digits,
             x_train=digits.x_train[:train],
@@ -96,10 +106,14 @@ class Run:
 
     def show(self, figure: matplotlib.figure.Figure, title: str) -> None:
         """Save a figure as ``figures/NN_TITLE.png``; with ``--show``, open it in a window."""
+        if IN_NOTEBOOK:
+            figure.set_dpi(DPI)
+            plt.show()
+            return plt.close(figure)
         number = self.name.partition("_")[0]
         stem = f"{number if number.isdigit() else self.name}_{title.replace(' ', '_')}"
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", metadata={"Software": None})
+        figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
         try:
             write(self.options.out / "figures" / f"{self._named(stem)}.png", picture.getvalue())
         except OSError as error:
@@ -153,7 +167,7 @@ class Run:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         if self.options.keep:
             for path in sorted((LESSONS / "results").glob(f"{self.name}*.json")):
-                found = find(json.loads(path.read_text()), digest)
+                found = find(json.loads(path.read_text(encoding="utf-8")), digest)
                 if found is not None:
                     print(f"recorded before: {found}")
                     return found
@@ -161,7 +175,10 @@ class Run:
 
     def _named(self, stem: str) -> str:
         for key, value in self.changed.items():
-            stem += f"-{key}" if value is True else f"-{'' if key == 'data' else key}{value}"
+            if key == "data":
+                stem += f"-{Path(value).name}"  # of "mnist", or "FOLDER/FILE.npz"
+            else:
+                stem += f"-{key}" if value is True else f"-{key}{value}"
         return stem
 
 
@@ -183,7 +200,7 @@ def start(
     doc : str
         What ``--help`` prints: the docstring.
     data : sequence of str
-        What ``--data`` may be, the default first; empty where there are no images.
+        What ``--data`` may be besides a file, the default first; empty where there are no images.
     backend : bool
         Whether there is a ``--backend``.
     experiment : bool
@@ -203,7 +220,11 @@ def start(
     )
     flag = parser.add_argument
     if data:
-        flag("--data", choices=data, default=data[0], help=f"the images; default: {data[0]}")
+        names = ", ".join(data)
+        flag(
+            "--data", type=one_of(data), default=data[0], metavar="NAME",
+            help=f"the images: {names}, or FILE.npz with your own; default: {data[0]}",
+        )  # fmt: skip
     flag("--seed", type=at_least(0), default=0, metavar="N", help="of the random numbers; 0")
     flag("--quick", action="store_true", help="a few seconds, to see that it runs")
     if backend:
@@ -217,8 +238,8 @@ def start(
         option, text = "--" + key.replace("_", "-"), f"{text}; default: {default}"
         flag(option, type=at_least(1), default=default, metavar="N", help=text)
 
-    in_notebook = "ipykernel" in sys.modules
-    options = parser.parse_args(["--show"] if in_notebook else None)
+    flags = shlex.split(os.environ.get("TINYADV_FLAGS", "")) if IN_NOTEBOOK else None
+    options = parser.parse_args(flags)
     changed = {
         key: value
         for key, value in vars(options).items()
@@ -238,7 +259,7 @@ def start(
         xp = tinyadv.get_backend(options.backend)
     except tinyadv.backend.BackendError as error:
         stop(error)
-    if not options.show:
+    if not options.show and not IN_NOTEBOOK:
         matplotlib.use("Agg")  # draws into files, needs no screen
     file = f"-m lessons.experiments.{name}" if experiment else f"lessons/{name}.py"
     return Run(name, f"python {file}", options, changed, xp)
@@ -253,6 +274,19 @@ def at_least(least: int):
         return int(text)
 
     read.__name__ = "int"  # argparse then says "invalid int value: 'x'"
+    return read
+
+
+def one_of(names: Sequence[str]):
+    """Reads a flag's data set: one of ``names``, or a file ``….npz``."""
+
+    def read(text: str) -> str:
+        try:
+            tinyadv.data.check_name(text, names)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
     return read
 
 
@@ -326,6 +360,6 @@ def device_name(xp) -> str:
         return xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)["name"].decode()
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):  # Linux, where platform does not know the model
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
         name = found[1] if found else name
     return f"{name}, {os.cpu_count()} cores"

@@ -118,7 +118,7 @@ def kept(key: list, compute) -> dict:
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     path = data.cache_folder() / "judged" / f"{name}.json"
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         numbers = compute()
     try:

@@ -45,7 +45,7 @@ def load(name: str) -> dict:
     for folder in (RESULTS, BENCHMARKS):
         path = folder / f"{name}.json"
         if path.exists():
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
     raise KeyError(f"no file {name}.json in lessons/results or tests/benchmarks")
 
 
@@ -205,7 +205,7 @@ TABLES = {
 
 def differences(path: Path) -> list[str]:
     """One line for each number or table of a file that is not what was recorded."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     found = []
     for pattern in (NUMBER, TABLE):
         for match in pattern.finditer(text):
@@ -230,10 +230,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(*found, sep="\n", file=sys.stderr)
         return 1 if found else 0
     for path in pages():
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         new = renewed(text)
         if new != text:
-            path.write_text(new)
+            path.write_text(new, encoding="utf-8")
             print(f"rewritten: {path.relative_to(ROOT)}")
     return 0
 

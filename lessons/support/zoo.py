@@ -12,8 +12,9 @@ A recipe is a generator function: it yields the untrained network, and what foll
 
 The second call, even in another process, takes the weights from the cache and trains nothing. The
 key is the source of the recipe and of the functions that it calls, its arguments, ``EPSILON``, and
-the name and labels of the data set, so a changed recipe trains again. The cache lies in ``models``
-below :func:`tinyadv.data.cache_folder`; delete it if you change tinyadv.
+the name and labels of the data set (of a file, its images too), so a changed recipe trains again.
+The cache lies in ``models`` below :func:`tinyadv.data.cache_folder`; delete it if you change
+tinyadv.
 
 A recipe that takes hours has an argument ``state``: a file for ``fit(checkpoint=state,
 resume=True)``, from which it goes on after an interruption.
@@ -44,9 +45,17 @@ from tinyadv.checkpoint import CheckpointError, load_state, load_weights, save_s
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 MADE_BY = "0.1.0"  # weights of this version and later ones are still good
 
+
+class Radii(dict):
+    """ε by the name of a data set; 0.1 for a file of your own."""
+
+    def __missing__(self, name: str) -> float:
+        return 0.1
+
+
 # The radius of the L∞ ball in which the lessons attack: Madry's for MNIST, and smaller for images
 # that leave less room.
-EPSILON = {"glyphs": 0.2, "mnist": 0.3, "fashion": 0.1}
+EPSILON = Radii(glyphs=0.2, mnist=0.3, fashion=0.1)
 
 
 def trained_once(recipe: Callable) -> Callable:
@@ -66,11 +75,12 @@ def trained_once(recipe: Callable) -> Callable:
         return chosen
 
     def key(digits, **arguments) -> str:
-        labels = zlib.crc32(np.ascontiguousarray(digits.y_train).tobytes())
+        data = [digits.name, len(digits.y_train), checksum(digits.y_train)]
+        if digits.name not in tinyadv.data.NAMES:  # a file, which may have changed
+            data.append(checksum(digits.x_train))
         content = {
             "recipe": code(recipe), "settings": settings(digits, arguments),
-            "data": [digits.name, len(digits.y_train), labels], "tinyadv": MADE_BY,
-            "epsilon": EPSILON.get(digits.name),
+            "data": data, "tinyadv": MADE_BY, "epsilon": EPSILON[digits.name],
         }  # fmt: skip
         text = json.dumps(content, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -119,11 +129,16 @@ def trained_once(recipe: Callable) -> Callable:
     return network
 
 
+def checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
 def code(recipe: Callable) -> list[str]:
     """The code of a recipe, and of the functions and classes beside it that it uses."""
     names = recipe.__code__.co_names
     used = [recipe.__globals__.get(name) for name in sorted(names)]
-    own = [part for part in used if getattr(part, "__module__", None) == recipe.__module__]
+    used = [part for part in used if inspect.isfunction(part) or inspect.isclass(part)]
+    own = [part for part in used if part.__module__ == recipe.__module__]
     return [source(part) for part in (recipe, *own)]
 
 
