@@ -4,7 +4,8 @@ Code that is written once for NumPy and CuPy can pass every test on NumPy and st
 on a GPU. This module runs the same lines on the CPU and complains where CuPy would. Its ``ndarray``
 is a wrapper, so nothing works on it by accident; ``backend.array_module`` finds the module by it.
 
-It offers what **both** NumPy and CuPy 14 have, so a call that passes here is one that both take.
+It offers what **both** NumPy and CuPy 14 have, so a call that passes here is one that both take;
+and CuPy's own ``fuse``, see there.
 
 Refused, with ``TypeError``:
 
@@ -25,14 +26,17 @@ Imitated, where NumPy does something else:
 
 Counted, inside ``with count() as c:``
 
-- ``c.launches``: calls that run a kernel, one for each call that computes or copies, none for a
-  view. CuPy may need several kernels for one call (``concatenate``, ``pad``): this is the least.
+- ``c.launches``: kernels that run: one for each call that computes or copies, none for a view. For
+  ``matmul``, ``dot``, ``concatenate`` and ``stack`` it is as many as CuPy 14 needs (see
+  ``_of_matmul`` and ``_of_concatenate``); for other calls of several kernels, such as ``pad``, one
+  is counted, which is the least.
 - ``c.syncs``: times that the host waits for the device: ``float()``, ``int()``, ``bool()``,
   ``item()``, ``tolist()``, ``get()``, ``asnumpy()``, printing, and whatever has a shape that
   depends on values: ``a[mask]``, ``nonzero``, one-argument ``where``, ``argwhere``, ``unique`` ...
   Assigning through a mask waits as well, also for ``a[mask] = 0.0``: CuPy looks up how many values
   the mask selects. ``copyto(a, 0.0, where=mask)`` and three-argument ``where`` do not wait.
-- ``c.transfers``: copies from host to device: ``asarray`` or ``array`` of a NumPy array or a list.
+- ``c.transfers``: copies from host to device: ``asarray`` or ``array`` of a NumPy array or a list,
+  and the addresses of more than eight arrays that ``concatenate`` joins.
   A single number travels with the kernel that writes it, which is a launch.
 """
 
@@ -43,11 +47,12 @@ import inspect
 import itertools
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter as P
-from types import SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -77,6 +82,11 @@ def count() -> Iterator[Counts]:
 
 
 def _note(launches: int = 0, syncs: int = 0, transfers: int = 0) -> None:
+    if _tracing() and (launches or syncs or transfers):
+        raise TypeError(
+            "a fused function consists of elementwise functions of its arguments: what makes other "
+            "arrays, or waits for the device, comes before or after it"
+        )
     for counts in _counting:
         counts.launches += launches
         counts.syncs += syncs
@@ -165,6 +175,8 @@ def _routine(name: str, function: Callable, parameters: str, effect: str) -> Cal
             result = function(*host[:n], **dict(zip(kwargs, host[n:], strict=True)))
         if effect != "view":
             _note(launches=effect != "none", syncs=effect == "sync")
+        if name in _MORE:
+            _note(**_MORE[name](**{key: h for (key, _), h in zip(given, host, strict=True)}))
         for key, value in given:
             if key == "out" and value is not None:
                 return value
@@ -180,6 +192,7 @@ def _ufunc(name: str) -> Callable:
     operands = "x1, /" if function.nin == 1 else "x1, x2, /"
     in_c_order = functools.partial(function, order="C")  # NumPy would keep the operands' layout
     call = _routine(name, in_c_order, f"{operands}, out, *, dtype, casting", "launch")
+    call = _fusible(call, function, function.nin)
 
     def at(a: ndarray, indices: Any, b: Any) -> None:
         if a.dtype.name not in _AT[name].split():  # CuPy has atomic operations for these
@@ -198,6 +211,231 @@ _AT = {
     "subtract": "int32 uint32",
     **dict.fromkeys(("maximum", "minimum"), "int32 int64 float32 float64 uint32 uint64"),
 }
+
+
+# ---- calls of several kernels -------------------------------------------------------------------
+
+
+def _of_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> dict[str, int]:
+    """The kernels of a matrix product beside the product itself.
+
+    From ``matmul`` and ``tensordot_core`` in CuPy's ``cupy/_core/_routines_linalg.pyx``. cuBLAS
+    reads a matrix in C or in Fortran order, and another one is copied. A product of more axes reads
+    C order alone, and if one operand is repeated, it makes an array of addresses for each of the
+    three. A result that goes into an array of another order is copied there.
+    """
+    axes, dtype = max(a.ndim, b.ndim), np.result_type(a, b)
+    copies = 0
+    for x in (a, b):
+        fits = x.flags.c_contiguous or (axes <= 2 and x.flags.f_contiguous)
+        copies += not fits or x.dtype != dtype
+    if out is not None:
+        copies += not out.flags.c_contiguous or out.dtype != dtype
+    batches = [(1,) * (axes - x.ndim) + x.shape[:-2] for x in (a, b)]
+    addresses = 3 * (axes - 2) if axes > 2 and batches[0] != batches[1] else 0
+    return {"launches": copies + addresses}
+
+
+def _of_concatenate(arrays: Any, axis: int = 0, out: Any = None, dtype: Any = None) -> dict:
+    """The kernels and transfers of ``concatenate`` beside the one kernel that each call has.
+
+    From ``_concatenate`` in CuPy's ``cupy/_core/_routines_manipulation.pyx``: a copy for each
+    array. But more than eight arrays of one dtype, of less than 2 MB on average, are copied by a
+    single kernel, which first needs their addresses, and if they differ in length or order, their
+    places and strides as well.
+    """
+    count, size = len(arrays), sum(x.nbytes for x in arrays)
+    alike = len({x.dtype for x in arrays}) == 1 and (dtype is None or arrays[0].dtype == dtype)
+    if count <= 8 or not alike or size >= count << 21:
+        return {"launches": count - 1}
+    plain = len({x.shape for x in arrays}) == 1 and all(x.flags.c_contiguous for x in arrays)
+    return {"transfers": 1 if plain else 3}
+
+
+_MORE = {
+    "matmul": _of_matmul,
+    "dot": _of_matmul,
+    "concatenate": _of_concatenate,
+    "stack": _of_concatenate,
+}
+
+
+# ---- fusing -------------------------------------------------------------------------------------
+
+
+def fuse(*args: Any, **kwargs: Any) -> Callable:
+    """``cupy.fuse``: a function of arrays as one kernel, for functions that CuPy treats rightly.
+
+    CuPy calls the function once for each combination of dtypes and numbers of axes, with stand-ins
+    for its arguments that write down what happens to them, and compiles that. What follows is read
+    from ``cupy/_core/fusion.pyx`` of CuPy 14: ``_FusionVarScalar``, ``_FusionVarArray``,
+    ``_FusionHistory.call_ufunc``, ``_FusionHistory.get_fusion`` and ``Fusion.__call__``.
+
+    - Arguments are positional: arrays, Python's numbers, ``None``. With no array among them the
+      function is simply called, and so it is within another fused function.
+    - Supported are ufuncs, with ``out=`` for an array; the operators, but not ``abs(x)``, ``+x``
+      and ``2**x``; ``x += y`` and its like; ``clip`` with both limits; three-argument ``where``
+      with a condition of bool; ``astype``, ``copy``, ``x[...] = y``; ``dtype`` and ``ndim``.
+    - It returns an array, a tuple of them, or nothing. Results are C-contiguous, whatever went in,
+      and all have the shape to which the arguments broadcast. An argument that is written to must
+      have that shape, or several threads would write to one place; and it must share no memory with
+      other arguments, which may be read before or after.
+
+    Refused with ``TypeError`` is what CuPy takes and does otherwise than without ``fuse``:
+
+    - a number combined with a number, also ``-number``: the result is a float64 that no longer
+      gives way to float32 arrays;
+    - a closure over a number, an array, or an object that may hold some: it is frozen as it was at
+      the first call;
+    - NumPy's numbers, such as ``np.float64(2)``: they count as Python's there;
+    - what ends the tracing with an error, such as reductions along with other functions, shapes,
+      indices, ``if x > 0``. CuPy then turns to a second tracer (``new_fusion.pyx``), which supports
+      more and takes several times as long on the host at every call;
+    - more arrays than fit into the 4 KB that a kernel's arguments may have.
+    """
+    if not (len(args) == 1 and callable(args[0]) and not kwargs):
+        return lambda f: fuse(f)
+    f = args[0]
+    cells = getattr(f, "__closure__", None) or ()  # a builtin function has none
+    names = f.__code__.co_freevars if cells else ()
+    for name, value in zip(names, (cell.cell_contents for cell in cells), strict=True):
+        if not isinstance(value, ModuleType | FunctionType | BuiltinFunctionType | type | np.ufunc):
+            raise TypeError(
+                f"{f.__name__} closes over {name} = {value!r}, which CuPy would read only once: "
+                "make it an argument"
+            )
+
+    @functools.wraps(f)
+    def call(*args: Any) -> Any:
+        if _tracing() or not any(type(a) is ndarray for a in args):
+            return f(*args)
+        return _fused(f, args)
+
+    return call
+
+
+def _fused(f: Callable, args: tuple) -> Any:
+    for a in args:
+        if not (type(a) is ndarray or a is None or type(a) in (bool, int, float, complex)):
+            got = type(a)
+            raise TypeError(f"a fused function takes arrays, Python's numbers and None, not {got}")
+    arrays = [a for a in args if type(a) is ndarray]
+    shape = np.broadcast_shapes(*(a.shape for a in arrays))
+    traced = [a if a is None else _Traced(a._host if type(a) is ndarray else a) for a in args]
+    _thread.tracing = True
+    try:
+        with np.errstate(all="ignore"):
+            result = f(*traced)
+    finally:
+        _thread.tracing = False
+    results = result if isinstance(result, tuple) else () if result is None else (result,)
+    for part in results:
+        if type(part) is not _Traced or part._is_number:
+            got = type(part)
+            raise TypeError(f"a fused function returns arrays, a tuple of them, or None: {got}")
+    for i, a in enumerate(traced):
+        if a is not None and a._changed:
+            if a._host.shape != shape:
+                got = a._host.shape
+                raise TypeError(f"a fused function writes to {got}, its arrays are {shape}")
+            others = [b for j, b in enumerate(args) if j != i and type(b) is ndarray]
+            if any(np.shares_memory(a._host, b._host) for b in others):
+                raise TypeError("what a fused function writes to overlaps with another argument")
+    size = 8 + 16 * len(shape) + sum(16 + 16 * a.ndim for a in arrays)  # Indexer, CArray
+    size += len(results) * (16 + 16 * len(shape))
+    if size > 4096:
+        raise TypeError(
+            f"{len(arrays)} arrays and {len(results)} results are too many for a kernel"
+        )
+    _note(launches=1)
+    results = tuple(_wrap(np.broadcast_to(part._host, shape).copy()) for part in results)
+    return results if isinstance(result, tuple) else None if result is None else results[0]
+
+
+_thread = threading.local()
+
+
+def _tracing() -> bool:
+    return getattr(_thread, "tracing", False)
+
+
+class _Traced:
+    """An argument of a fused function while it is traced, or what was computed from some."""
+
+    __slots__ = ("_changed", "_host")
+    __array_ufunc__ = None
+    __hash__ = None
+
+    def __init__(self, host: Any):
+        self._host, self._changed = host, False
+
+    _is_number = property(lambda self: not isinstance(self._host, np.ndarray))
+    dtype = property(lambda self: np.asarray(self._host).dtype)
+    ndim = property(lambda self: -1 if self._is_number else self._host.ndim)
+
+    def astype(self, dtype: Any, *, copy: bool = True) -> _Traced:
+        if self._is_number:
+            raise TypeError("a number in a fused function has no other dtype: convert it outside")
+        return self if not copy and self.dtype == dtype else _Traced(self._host.astype(dtype))
+
+    def copy(self) -> _Traced:
+        return self.astype(self.dtype)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if key is not Ellipsis and key != slice(None):
+            raise TypeError("a fused function assigns to x[...] only")
+        _call_traced(np.positive, 1, (value,), self)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a fused function does not branch on values: use where, maximum, clip")
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"in a fused function an array has no {name!r}: do that outside")
+
+
+def _call_traced(function: Callable, nin: int, args: tuple, out: Any = None) -> _Traced:
+    """An elementwise function of what is traced, as ``call_ufunc`` in CuPy's fusion.pyx."""
+    operands, outs = args[:nin], [*args[nin:], *([] if out is None else [out])]
+    for a in operands:
+        if type(a) is not _Traced and type(a) not in (bool, int, float, complex):
+            raise TypeError(
+                f"a fused function combines its arguments and Python's numbers, not {type(a)}"
+            )
+    if all(type(a) is not _Traced or a._is_number for a in operands):
+        raise TypeError(
+            "in a fused function a number is combined with a number, which makes a float64 that "
+            "no longer gives way to float32: combine them outside"
+        )
+    result = function(*[a._host if type(a) is _Traced else a for a in operands])
+    if not outs:
+        return _Traced(np.asarray(result))
+    [target] = outs
+    if type(target) is not _Traced or target._is_number:
+        raise TypeError(f"a fused function writes to its arrays only, not to {type(target)}")
+    if not np.can_cast(result.dtype, target.dtype, "same_kind"):
+        raise TypeError(f"{result.dtype} does not fit into {target.dtype}")
+    target._host[...] = result
+    target._changed = True
+    return target
+
+
+def _traced_operators(function: Callable) -> tuple[Callable, Callable, Callable]:
+    """``a + b``, ``b + a`` and ``a += b``, which for a number a is a = a + b."""
+    return (
+        lambda a, b: function(a, b),
+        lambda a, b: function(b, a),
+        lambda a, b: NotImplemented if a._is_number else function(a, b, out=a),
+    )
+
+
+def _fusible(call: Callable, function: Callable, nin: int) -> Callable:
+    """``call``, or while a function is traced, NumPy's ``function`` of what is traced."""
+
+    @functools.wraps(call)
+    def either(*args: Any, **kwargs: Any) -> Any:
+        return _call_traced(function, nin, args, **kwargs) if _tracing() else call(*args, **kwargs)
+
+    return either
 
 
 # ---- the array ----------------------------------------------------------------------------------
@@ -375,6 +613,14 @@ def where(condition: ndarray, *choices: Any) -> Any:
     if not choices:
         return _names["nonzero"](condition)  # this one waits
     return _names["_where"](condition, *choices)
+
+
+def _where_of_bool(condition: np.ndarray, a: Any, b: Any) -> np.ndarray:
+    if condition.dtype != bool:
+        raise TypeError(
+            f"where in a fused function takes a condition of bool, not {condition.dtype}"
+        )
+    return np.where(condition, a, b)
 
 
 def sliding_window_view(x: ndarray, window_shape: Any, axis: Any = None) -> ndarray:
@@ -564,6 +810,18 @@ for _name, _function in _BINARY.items():
             setattr(ndarray, f"__i{_name}__", _in_place)
 for _name, _function in _UNARY.items():
     setattr(ndarray, f"__{_name}__", _names[_function])
+
+_names["clip"] = _fusible(_names["clip"], lambda a, low, high: np.clip(a, low, high), 3)
+_names["_where"] = _fusible(_names["_where"], _where_of_bool, 3)
+for _name in _BINARY.keys() - {"matmul"}:
+    _plain, _swapped, _in_place = _traced_operators(_names[_BINARY[_name]])
+    setattr(_Traced, f"__{_name}__", _plain)
+    if _name not in ("eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(_Traced, f"__i{_name}__", _in_place)
+        if _name != "pow":
+            setattr(_Traced, f"__r{_name}__", _swapped)
+for _name in ("neg", "invert"):
+    setattr(_Traced, f"__{_name}__", _names[_UNARY[_name]])
 
 
 class _Namespace(SimpleNamespace):

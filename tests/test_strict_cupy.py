@@ -341,6 +341,7 @@ def test_copies_and_conversions(xp, a):
 # ---- what is counted ----------------------------------------------------------------------------
 
 MASK, ROWS = LEFT > 0, strict_cupy.asarray([0, 1])
+SQUARE, STACK = strict_cupy.zeros((3, 3), np.float32), strict_cupy.zeros((2, 3, 4), np.float32)
 
 
 @pytest.mark.parametrize("call, launches, syncs, transfers", [
@@ -364,6 +365,25 @@ MASK, ROWS = LEFT > 0, strict_cupy.asarray([0, 1])
     (lambda xp, a: assign(a, ROWS, 0), 1, 0, 0),
     (lambda xp, a: xp.add.at(a, ROWS, 1), 1, 0, 0),
     (lambda xp, a: xp.copyto(a, 0, where=MASK), 1, 0, 0),
+    # products: a copy of an operand, or of a result, that cuBLAS does not take as it is
+    (lambda xp, a: a.T @ a, 1, 0, 0),
+    (lambda xp, a: a[:, ::2] @ a[:2], 2, 0, 0),
+    (lambda xp, a: xp.matmul(a, a.T, out=SQUARE), 1, 0, 0),
+    (lambda xp, a: xp.matmul(a, a.T, out=SQUARE.T), 2, 0, 0),
+    (lambda xp, a: a.dot(a.astype(xp.float64).T), 3, 0, 0),  # astype, and what becomes float64
+    (lambda xp, a: STACK @ STACK.swapaxes(1, 2), 2, 0, 0),
+    (lambda xp, a: a @ STACK.reshape(2, 4, 3), 4, 0, 0),  # the addresses of all matrices
+    (lambda xp, a: a @ STACK.reshape(2, 1, 4, 3), 7, 0, 0),
+    # what is joined: a copy for each of a few arrays, or a kernel that is given their addresses
+    (lambda xp, a: xp.concatenate([a, a, a]), 3, 0, 0),
+    (lambda xp, a: xp.stack(8 * [a]), 8, 0, 0),
+    (lambda xp, a: xp.concatenate(9 * [a]), 1, 0, 1),
+    (lambda xp, a: xp.concatenate([*8 * [a], a[:1]]), 1, 0, 3),
+    (lambda xp, a: xp.concatenate([*8 * [a], a[::2]], axis=0), 1, 0, 3),
+    (lambda xp, a: xp.concatenate([*8 * [a], MASK]), 9, 0, 0),
+    # what is fused
+    (lambda xp, a: xp.fuse(lambda x, y: x * x + y)(a, a[0]), 1, 0, 0),
+    (lambda xp, a: xp.fuse(lambda x: (x, x > 0, x + 1))(a.T), 1, 0, 0),
     # what waits for the device
     (lambda xp, a: float(a[0, 0]), 0, 1, 0),
     (lambda xp, a: int(a[0, 0]) + bool(a[0, 1]) + a[0, 2].item(), 0, 3, 0),
@@ -397,6 +417,105 @@ def test_counts_nest_and_end():
         LEFT + 1
     LEFT + 1
     assert (outer.launches, inner.launches) == (3, 1)
+
+
+# ---- what is fused ------------------------------------------------------------------------------
+
+
+def write(x, y):
+    x += y
+    x[...] = 2 * x
+
+
+@pytest.mark.parametrize("f", [
+    lambda xp, x, y, s: x * 2 + s - y / 3,
+    lambda xp, x, y, s: xp.where(x > y, s, -x) ** 2,
+    lambda xp, x, y, s: xp.clip(x, s, xp.inf) + xp.sign(y),
+    lambda xp, x, y, s: (xp.maximum(x, y), (x < y) ^ ~(x == s), xp.exp(x)),
+    lambda xp, x, y, s: x.astype(xp.int32) % 3 + (x > 1).astype(x.dtype, copy=False),
+    lambda xp, x, y, s: xp.multiply(x, y, out=x),
+    lambda xp, x, y, s: write(x, y),
+    lambda xp, x, y, s: (write(x, y), x.copy())[1:],
+    lambda xp, x, y, s: xp.fuse(lambda u: u + 1)(x),
+])  # fmt: skip
+@pytest.mark.parametrize("other", ["row", "whole"])
+def test_fused_functions_give_what_they_give_without_fuse(xp, a, f, other):
+    y = a[1:2] if other == "row" else a[::-1]
+    alone, fused = a.copy(), a.copy()
+    expected = f(xp, alone, y, 1.5)
+    result = xp.fuse(lambda x, y, s: f(xp, x, y, s))(fused, y, 1.5)
+    np.testing.assert_array_equal(to_numpy(fused), to_numpy(alone))
+    assert type(result) is type(expected)
+    if not isinstance(result, tuple):
+        result, expected = (result,), (expected,)
+    for got, value in zip(result, expected, strict=True):
+        if got is value is None:
+            continue
+        assert type(got) is xp.ndarray and got.dtype == value.dtype and got.flags.c_contiguous
+        np.testing.assert_allclose(to_numpy(got), to_numpy(value), rtol=1e-6)
+
+
+def test_fused_results_have_the_shape_of_all_arguments(xp, a):
+    assert xp.fuse(lambda x, y: y + 1)(a, a[0]).shape == a.shape
+    assert xp.fuse(lambda x, none, s: x if none is None else s)(a, None, 2).shape == a.shape
+    assert xp.fuse(lambda s: s + 1)(2) == 3  # no array: it is called
+
+
+FACTOR = 2.0  # constants of a module may be read once
+
+
+@pytest.mark.parametrize("f, message", [
+    (lambda x, s: x * (1 - s), "a number is combined with a number"),
+    (lambda x, s: x * -s, "a number is combined with a number"),
+    (lambda x, s: x + np.float64(2), "Python's numbers"),
+    (lambda x, s: x.sum(), "has no 'sum'"),
+    (lambda x, s: strict_cupy.sum(x), "Unsupported type"),
+    (lambda x, s: x.T, "has no 'T'"),
+    (lambda x, s: x[0], "not subscriptable"),
+    (lambda x, s: x.reshape(-1), "has no 'reshape'"),
+    (lambda x, s: x.shape, "has no 'shape'"),
+    (lambda x, s: x if x > 0 else -x, "does not branch"),
+    (lambda x, s: abs(x), "bad operand"),
+    (lambda x, s: 2**x, "unsupported operand"),
+    (lambda x, s: x @ x, "unsupported operand"),
+    (lambda x, s: x + strict_cupy.ones(4), "makes other arrays"),
+    (lambda x, s: x + LEFT, "combines its arguments"),
+    (lambda x, s: strict_cupy.where(x, x, s), "condition of bool"),
+    (lambda x, s: strict_cupy.clip(x, None, s), "Python's numbers"),
+    (lambda x, s: strict_cupy.exp(x, dtype="float64"), "unexpected keyword"),
+    (lambda x, s: strict_cupy.add(x, 1, out=LEFT), "writes to its arrays only"),
+    (lambda x, s: strict_cupy.copyto(x, 1), "Unsupported type"),
+    (lambda x, s: assign(x, 0, 1), r"x\[...\] only"),
+    (lambda x, s: s, "returns arrays"),
+    (lambda x, s: [x], "returns arrays"),
+    (lambda x, s: 100 * (x + 1,), "too many"),
+])  # fmt: skip
+def test_what_cupy_would_fuse_wrongly_or_slowly_is_refused(f, message):
+    with pytest.raises((TypeError, AttributeError), match=message):
+        strict_cupy.fuse(f)(strict_cupy.asarray(HOST), 0.5)
+    assert (strict_cupy.fuse(lambda x: x * FACTOR)(LEFT) == 2).all()  # and nothing is left behind
+
+
+def test_a_fused_function_writes_to_whole_arrays_of_a_kind_that_fits():
+    a = strict_cupy.asarray(HOST)
+    with pytest.raises(TypeError, match=r"writes to \(1, 4\), its arrays are \(3, 4\)"):
+        strict_cupy.fuse(lambda x, y: add_in_place(x, 1))(a[:1], a)
+    with pytest.raises(TypeError, match="float64 does not fit into int64"):
+        strict_cupy.fuse(add_in_place)(strict_cupy.zeros((3, 4), np.int64), a)
+    for overlapping in (a, a[::-1]):
+        with pytest.raises(TypeError, match="overlaps with another argument"):
+            strict_cupy.fuse(add_in_place)(a, overlapping)
+    strict_cupy.fuse(add_in_place)(a[::2], a[1:2])
+    strict_cupy.fuse(add_in_place)(a[:, ::2], a[:, 1::2])
+    for wrong in (HOST, np.float32(2), [1.0]):
+        with pytest.raises(TypeError, match="takes arrays, Python's numbers and None"):
+            strict_cupy.fuse(add_in_place)(a, wrong)
+
+
+@pytest.mark.parametrize("frozen", [2, 2.5, HOST, LEFT, [1], object(), "a"])
+def test_a_closure_over_what_may_change_is_refused(frozen):
+    with pytest.raises(TypeError, match=r"(?s)closes over frozen .* make it an argument"):
+        strict_cupy.fuse(lambda x: x * frozen)
 
 
 # ---- what is shared -----------------------------------------------------------------------------
