@@ -32,6 +32,9 @@ kh of them, are a piece of that memory, and the pieces of neighbouring rows over
     columns[2] ┘        │ p = 1
     columns[3]          ┘              each piece is a matrix (kh·C·kw, Q·N), and none is copied
 
+On a GPU, where every call costs about as much as a large product, the windows are copied after all:
+a convolution and each of its adjoints is a single product, for all rows at once.
+
 The arrays are stored as (C, H, W, N): the shape above is a transposed view. What lies under one
 kernel column, over all examples, is then one contiguous run. Arrays stored in another order work
 too; they are copied once first. NumPy's elementwise functions keep the order they find.
@@ -44,6 +47,8 @@ import math
 import operator
 from itertools import accumulate, pairwise, product
 from typing import Any
+
+import numpy as np
 
 from tinyadv import ops
 from tinyadv.backend import array_module
@@ -107,13 +112,13 @@ def _examples_first(x):  # shape (C, H, W, N) -> (N, C, H, W), a view
     return x.transpose(3, 0, 1, 2)
 
 
-def _padded(x, padding):  # (C, H, W, N) -> (C, H + 2·ph, W + 2·pw, N)
+def _padded(x, padding):  # shape (N, C, H, W) -> (C, H + 2·ph, W + 2·pw, N), contiguous
     ph, pw = padding
     if ph == pw == 0:
-        return x
-    c, h, w, n = x.shape
+        return _channels_first(x)
+    n, c, h, w = x.shape
     larger = array_module(x).zeros((c, h + 2 * ph, w + 2 * pw, n), x.dtype)
-    larger[:, ph : ph + h, pw : pw + w] = x
+    larger[:, ph : ph + h, pw : pw + w] = x.transpose(1, 2, 3, 0)
     return larger
 
 
@@ -130,10 +135,31 @@ def _columns(x, kw, sw):
     return view.copy().reshape(h, c * kw, q * n)
 
 
-def _windows(columns, kh, sh):
+def _rows_of(columns, kh, sh):
     """What each row of the output reads: (H, C·kw, Q·N) -> (P, kh·C·kw, Q·N), overlapping views."""
     (h, k, m), (dh, dk, dm) = columns.shape, columns.strides
     return _strided(columns, ((h - kh) // sh + 1, kh * k, m), (dh * sh, dk, dm))
+
+
+def _windows(x, kernel, stride):
+    """The windows as columns: (C, H, W, N) -> (P, kh·C·kw, Q·N), a matrix for each output row.
+
+    On a GPU one matrix for all rows, (kh·C·kw, P·Q·N).
+    """
+    (kh, kw), (sh, sw) = kernel, stride
+    if isinstance(x, np.ndarray):
+        return _rows_of(_columns(x, kw, sw), kh, sh)
+    (c, h, w, n), (dc, dh, dw, dn) = x.shape, x.strides
+    p, q = (h - kh) // sh + 1, (w - kw) // sw + 1
+    # Element (i, c, j, p, q, n) is x[c, p·sh + i, q·sw + j, n].
+    view = _strided(x, (kh, c, kw, p, q, n), (dh, dc, dw, dh * sh, dw * sw, dn))
+    return view.copy().reshape(kh * c * kw, p * q * n)
+
+
+def _by_rows(y):  # (O, P, Q, N) -> (P, O, Q·N), on a GPU (O, P·Q·N); views
+    o, p, q, n = y.shape
+    on_cpu = isinstance(y, np.ndarray)
+    return y.reshape(o, p, q * n).transpose(1, 0, 2) if on_cpu else y.reshape(o, p * q * n)
 
 
 def _filters(w):  # (O, C, kh, kw) -> (O, kh·C·kw)
@@ -181,10 +207,8 @@ def conv2d(
         )
     xp, n, (o, _, *kernel) = array_module(x), len(x), w.shape
     p, q = _counts(x.shape[2:], kernel, stride, padding)
-    columns = _columns(_padded(_channels_first(x), padding), kernel[1], stride[1])
     y = xp.empty((o, p, q, n), xp.result_type(x, w))
-    y_rows = y.reshape(o, p, q * n).transpose(1, 0, 2)  # (P, O, Q·N), a view
-    xp.matmul(_filters(w), _windows(columns, kernel[0], stride[0]), out=y_rows)
+    xp.matmul(_filters(w), _windows(_padded(x, padding), kernel, stride), out=_by_rows(y))
     if b is not None:
         y += b.reshape(o, 1, 1, 1)
     return _examples_first(y)
@@ -195,8 +219,9 @@ def conv2d(
 def conv2d_dx(g: Array, w: Array, *, size: Shape, stride: Pair = 1, padding: Pair = 0) -> Array:
     """The adjoint of :func:`conv2d` for its images; also known as transposed convolution.
 
-    Each output row adds its product to the ``columns`` that it reads in the forward pass. Then each
-    kernel column j adds to the pixels.
+    Each output row adds its product to the ``columns`` that it reads in the forward pass; on a GPU,
+    where all rows have one product, each kernel row i does. Then each kernel column j adds to the
+    pixels.
 
     Parameters
     ----------
@@ -216,14 +241,18 @@ def conv2d_dx(g: Array, w: Array, *, size: Shape, stride: Pair = 1, padding: Pai
     """
     sh, sw = stride = pair(stride, "stride", 1)
     ph, pw = padding = pair(padding, "padding", 0)
-    (o, c, kh, kw), n, (height, width) = w.shape, len(g), size
+    (_, c, kh, kw), n, (height, width) = w.shape, len(g), size
     p, q = _counts(size, (kh, kw), stride, padding, g)
     xp, dtype = array_module(g), array_module(g).result_type(g, w)
-    g_rows = _channels_first(g).reshape(o, p, q * n).transpose(1, 0, 2)  # (P, O, Q·N), a view
+    filters, g = _filters(w).T, _by_rows(_channels_first(g))  # (kh·C·kw, O) and (P, O, Q·N)
     columns = xp.zeros((height + 2 * ph, c * kw, q * n), dtype)  # (H, C·kw, Q·N)
-    filters = _filters(w).T  # (kh·C·kw, O)
-    for window, g_row in zip(_windows(columns, kh, sh), g_rows, strict=True):
-        window += filters @ g_row
+    if xp is np:
+        for window, g_row in zip(_rows_of(columns, kh, sh), g, strict=True):
+            window += filters @ g_row
+    else:
+        rows = (filters @ g).reshape(kh, c * kw, p, q * n).transpose(0, 2, 1, 3)
+        for i in range(kh):
+            columns[i : i + sh * (p - 1) + 1 : sh] += rows[i]
     columns = columns.reshape(len(columns), c, kw, q, n).transpose(1, 0, 2, 3, 4)
     x = xp.zeros((c, height + 2 * ph, width + 2 * pw, n), dtype)
     for j in range(kw):
@@ -254,11 +283,11 @@ def conv2d_dw(
         If ``g`` does not have as many windows as the images.
     """
     stride, padding = pair(stride, "stride", 1), pair(padding, "padding", 0)
-    (kh, kw), c, (n, o, p, q) = kernel_size, x.shape[1], g.shape
+    (kh, kw), c, o = kernel_size, x.shape[1], g.shape[1]
     _counts(x.shape[2:], kernel_size, stride, padding, g)
-    columns = _columns(_padded(_channels_first(x), padding), kw, stride[1])
-    g_rows = _channels_first(g).reshape(o, p, q * n).transpose(1, 2, 0)  # (P, Q·N, O), a view
-    w = (_windows(columns, kh, stride[0]) @ g_rows).sum(0)  # (P, kh·C·kw, O) -> (kh·C·kw, O)
+    windows, g = _windows(_padded(x, padding), kernel_size, stride), _by_rows(_channels_first(g))
+    w = windows @ g.swapaxes(-1, -2)  # (P, kh·C·kw, O), on a GPU (kh·C·kw, O)
+    w = w.sum(0) if w.ndim == 3 else w
     return w.T.reshape(o, kh, c, kw).transpose(0, 2, 1, 3)
 
 
