@@ -11,7 +11,7 @@ import pytest
 import strict_cupy
 
 from tinyadv import Tensor, backend, get_backend, to_numpy
-from tinyadv.backend import BackendError, array_module
+from tinyadv.backend import BackendError, array_module, elementwise
 
 
 def python(*arguments, **environment):
@@ -108,6 +108,70 @@ def test_to_numpy_copies_nothing_that_is_on_the_host():
     x = np.ones(3)
     assert to_numpy(x) is x
     assert to_numpy(Tensor(x)) is x
+
+
+# ---- elementwise ---------------------------------------------------------------------------------
+
+
+@elementwise
+def step(x, g, size, limit):
+    if limit is not None:
+        x = array_module(x).minimum(x, limit)
+    return x + size * g, x > g
+
+
+@elementwise
+def grow(x, *others):
+    for other in others:
+        x += other
+
+
+@elementwise
+def twice_as_much(x):
+    grow(x, x)
+    return 1 * x
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 0, 1, 2), (0, 3, 2, 1), (2, 3, 0, 1)])
+def test_elementwise_keeps_the_memory_order_and_is_one_launch(xp, order, limit):
+    rng = np.random.default_rng(0)
+    x, g = (np.moveaxis(rng.random((2, 3, 4, 5)), range(4), order) for _ in range(2))
+    x, g = x.copy(order="K"), g.copy()  # the second one in C order
+    on_device = [xp.asarray(np.moveaxis(x, order, range(4))), xp.asarray(g)]
+    on_device[0] = xp.moveaxis(on_device[0], tuple(range(4)), order)
+    with strict_cupy.count() as counted:
+        results = step(*on_device, 0.5, limit)
+    assert counted.launches == (xp is strict_cupy)
+    for result, expected in zip(results, step(x, g, 0.5, limit), strict=True):
+        assert result.dtype == expected.dtype
+        if xp is not np:  # which decides by itself where its arguments differ
+            assert [s // result.itemsize for s in result.strides] == [s // 8 for s in x.strides]
+        np.testing.assert_allclose(to_numpy(result), expected)
+
+
+def test_elementwise_writes_into_arguments_of_any_order(xp):
+    x, y = (xp.asarray(np.arange(12.0).reshape(3, 4)).T for _ in range(2))
+    assert grow(x, y, 1, y) is None
+    np.testing.assert_array_equal(to_numpy(x), 3 * np.arange(12).reshape(3, 4).T + 1)
+    np.testing.assert_array_equal(to_numpy(twice_as_much(x)), to_numpy(x))
+
+
+@pytest.mark.parametrize("count", [23, 24, 100])
+def test_elementwise_runs_one_by_one_what_does_not_fit_into_a_kernel(count):
+    x = strict_cupy.ones((1, 2, 1, 2))
+    with strict_cupy.count() as counted:
+        grow(x, *[strict_cupy.ones((1, 2, 1, 2))] * count)
+    assert (x == count + 1).all()
+    assert counted.launches == 1 + (1 if count < backend.MOST_ARRAYS else count)
+
+
+def test_elementwise_takes_arrays_of_different_dimensions(xp):
+    x, g = np.arange(6.0).reshape(2, 3).T, np.arange(2.0)
+    results = step(xp.asarray(x), xp.asarray(g), 2, None)
+    for result, expected in zip(results, step(x, g, 2, None), strict=True):
+        np.testing.assert_array_equal(to_numpy(result), expected, strict=True)
+    assert step.__name__ == "step"
 
 
 # ---- memory --------------------------------------------------------------------------------------

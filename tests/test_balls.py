@@ -144,6 +144,23 @@ def test_the_l1_direction_may_be_shared_among_the_largest():
 
 
 @pytest.mark.parametrize("kind", BALLS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("radius", [0.7, np.inf])
+@pytest.mark.parametrize("each", [False, True], ids=["one size", "a size for each example"])
+def test_a_step_is_the_steepest_direction_and_then_the_projection(kind, dtype, radius, each, xp):
+    rng, ball = np.random.default_rng(0), kind(radius)
+    x, g = rng.random((5, 1, 3, 4)).astype(dtype), rng.standard_normal((5, 1, 3, 4))
+    delta = ball.project((x - 0.5).astype(dtype), -x, 1 - x)
+    size = np.linspace(0, 1, 5).reshape(5, 1, 1, 1).astype(dtype) if each else 0.4
+    expected = ball.project(delta + size * ball.steepest(g).astype(dtype), -x, 1 - x)
+    size = xp.asarray(size) if each else size
+    got = ball.step(*map(xp.asarray, (delta, g)), size, *map(xp.asarray, (-x, 1 - x)))
+    assert got.dtype == dtype
+    tolerance = 0 if xp is np else 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(to_numpy(got), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", BALLS)
 def test_a_gpu_gives_the_same_and_is_never_waited_for(kind, device):
     rng, ball = np.random.default_rng(0), kind(0.7)
     x = rng.random((5, 1, 3, 4), dtype=np.float32)
@@ -151,7 +168,9 @@ def test_a_gpu_gives_the_same_and_is_never_waited_for(kind, device):
     on_device = device.asarray(x), device.asarray(v)
 
     def everything(x, v):
-        return [ball.random(x, 0), ball.steepest(v), ball.project(v), ball.project(v, -x, 1 - x)]
+        step = ball.step(ball.random(x, 0), v, 0.3, -x, 1 - x)
+        projected = [ball.project(v), ball.project(v, -x, 1 - x)]
+        return [ball.random(x, 0), ball.steepest(v), *projected, step]
 
     if device is strict_cupy:
         with strict_cupy.count() as counted:

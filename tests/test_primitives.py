@@ -143,6 +143,11 @@ def masked(draw):
     return (anything(draw, x), np.asarray(seed(draw).random(mask) < 0.5)), {}
 
 
+def relu_dx(draw):
+    g = anything(draw)
+    return (g, seed(draw).integers(-1, 2, g.shape)), {}
+
+
 def clip(draw):
     x = far_apart(draw)  # never near an odd multiple of 0.1
     return (x, *sorted(0.1 * (2 * draw(st.integers(-6, 6)) + 1) for _ in range(2))), {}
@@ -284,6 +289,7 @@ CASES = {
     "where": where,
     "clip": clip,
     "relu": unary(away_from_0),
+    "relu_dx": relu_dx,
     "leaky_relu": leaky_relu,
     "sin": unary(anything),
     "cos": unary(anything),
@@ -317,7 +323,7 @@ LINEAR = {
     **dict.fromkeys(
         "reshape transpose broadcast_to astype sum getitem put_at masked".split(), FIRST
     ),
-    **dict.fromkeys("divide avg_pool2d avg_pool2d_dx pool_take pool_put".split(), FIRST),
+    **dict.fromkeys("divide relu_dx avg_pool2d avg_pool2d_dx pool_take pool_put".split(), FIRST),
     **dict.fromkeys("multiply _matmul dense_dx dense_dw conv2d_dx conv2d_dw".split(), EACH),
     **dict.fromkeys("add subtract negative _concatenate".split(), ALL),
     **dict.fromkeys("dense conv2d".split(), ((0, 2), (1, 2))),  # x wᵀ + b: in x and b, w and b

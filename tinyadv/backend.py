@@ -11,14 +11,17 @@ True
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 BACKENDS = ("numpy", "cupy")
+Function = TypeVar("Function", bound=Callable)  # a decorated function keeps its signature
 
 
 class BackendError(RuntimeError):
@@ -74,6 +77,57 @@ def array_module(*values: Any) -> ModuleType:
         if not isinstance(value, _HOST):
             return sys.modules[type(value).__module__.partition(".")[0]]
     return np
+
+
+# A kernel has 4,096 bytes for its arguments, and an array of four axes needs 80. If there are as
+# many results as arrays, this is how many fit.
+MOST_ARRAYS = 24
+
+
+def elementwise(f: Function) -> Function:
+    """``f``, which calls nothing but elementwise functions, as one kernel on a GPU.
+
+    NumPy runs ``f``. CuPy runs it once for each combination of dtypes, to see which functions it
+    calls, and compiles these into a single kernel (``cupy.fuse``). This saves launches, which take
+    longer than the arithmetic on small arrays. So that both compute the same,
+
+    - every number that may change is an argument, because CuPy reads others only once;
+    - a number meets arrays only, because two numbers combined would make float64 of an array;
+    - ``f`` takes arrays, Python's numbers and ``None``, and returns an array, a tuple of arrays, or
+      nothing if it writes into its arguments.
+
+    Results are stored in the order of the first array, as NumPy does if all arrays have that order:
+    (C, H, W, N) remains so.
+
+    Examples
+    --------
+    >>> @elementwise
+    ... def between(x, low, high):
+    ...     xp = array_module(x)
+    ...     return xp.minimum(xp.maximum(x, low), high)
+    >>> between(np.array([-1.0, 0.5, 2.0]), 0.0, 1.0)
+    array([0. , 0.5, 1. ])
+    """
+    fused = functools.cache(lambda xp: xp.fuse(f))
+
+    @functools.wraps(f)
+    def call(*args):
+        if isinstance(args[0], np.ndarray) or (xp := array_module(*args)) is np:
+            return f(*args)
+        arrays = [a for a in args if isinstance(a, xp.ndarray)]
+        if not 0 < len(arrays) <= MOST_ARRAYS:  # none if another fused function calls this one
+            return f(*args)
+        if any(a.ndim != arrays[0].ndim for a in arrays):
+            return fused(xp)(*args)
+        # CuPy's results are in C order, so the axes are put into the order of the first array.
+        order = sorted(range(arrays[0].ndim), key=lambda axis: -arrays[0].strides[axis])
+        back = sorted(order, key=order.__getitem__)
+        y = fused(xp)(*(a.transpose(order) if isinstance(a, xp.ndarray) else a for a in args))
+        if isinstance(y, tuple):
+            return tuple(part.transpose(back) for part in y)
+        return None if y is None else y.transpose(back)
+
+    return cast(Function, call)
 
 
 def to_numpy(x: Any) -> np.ndarray:

@@ -6,7 +6,8 @@
 
 A ball has three methods: ``random`` draws one of its points, ``steepest`` gives the direction of
 length 1 along which a linear function rises most, and ``project`` finds the point of the ball that
-is nearest to a given one. With these three, projected gradient descent is one loop for all norms.
+is nearest to a given one. With these three, projected gradient descent is one loop for all norms;
+``step`` is its body, steepest and project one after the other.
 
 Images have another limit: pixels lie in [0, 1]. Clipping after projecting can leave a point that is
 not the nearest one of ball and box together, so ``project`` takes limits for δ as well, and the
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyadv.backend import array_module
+from tinyadv.backend import array_module, elementwise
 from tinyadv.tensor import RNG, Array
 
 
@@ -88,6 +89,24 @@ class Ball:
         (N, …); points inside come back as they are, bit by bit.
         """
         raise NotImplementedError
+
+    def step(self, delta: Array, g: Array, size: Array | float, low: Array, high: Array) -> Array:
+        """A step of projected gradient ascent: ``project(delta + size · steepest(g), low, high)``.
+
+        Parameters
+        ----------
+        delta, g : (N, …)
+        size : float or array
+            The length of the step, or one (N, 1, …, 1) for each example.
+        low, high : arrays of the same shape
+            As for :meth:`project`.
+
+        Returns
+        -------
+        (N, …), in the dtype of ``delta``
+        """
+        step = size * self.steepest(g).astype(delta.dtype, copy=False)
+        return self.project(delta + step, low, high)
 
 
 def is_number(value: Any) -> bool:
@@ -160,6 +179,18 @@ class Linf(Ball):
         xp = array_module(delta)
         clipped = xp.clip(wide(delta), -self.epsilon, self.epsilon)
         return _limited(xp, narrowed(clipped, delta.dtype), low, high)
+
+    def step(self, delta: Array, g: Array, size: Array | float, low: Array, high: Array) -> Array:
+        if delta.dtype.itemsize < 4:  # which needs rounding
+            return super().step(delta, g, size, low, high)
+        return _linf_step(delta, g, size, -self.epsilon, self.epsilon, low, high)
+
+
+@elementwise
+def _linf_step(delta, g, size, least, most, low, high):
+    xp = array_module(delta)
+    delta = delta + size * xp.sign(g).astype(delta.dtype, copy=False)
+    return xp.minimum(xp.maximum(xp.clip(delta, least, most), low), high)
 
 
 class L2(Ball):

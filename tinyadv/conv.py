@@ -51,7 +51,7 @@ from typing import Any
 import numpy as np
 
 from tinyadv import ops
-from tinyadv.backend import array_module
+from tinyadv.backend import array_module, elementwise
 from tinyadv.tensor import Array, Shape, defvjp, primitive, value_of
 
 Pair = int | tuple[int, int]  # one number for both directions, or (vertical, horizontal)
@@ -354,25 +354,36 @@ def max_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None) -> Ar
     -------
     (N, C, P, Q) with P = ⌊(H - kh) / stride⌋ + 1, and Q likewise.
     """
-    xp = array_module(x)
     parts = [x[offset] for offset in _offsets(_checked(x).shape[2:], kernel_size, stride)]
-    return functools.reduce(xp.maximum, parts) if len(parts) > 1 else xp.copy(parts[0])
+    return _largest(*parts) if len(parts) > 1 else array_module(x).copy(parts[0])
+
+
+@elementwise
+def _largest(*parts):
+    return functools.reduce(array_module(*parts).maximum, parts)
 
 
 def _winners(x, y, kernel_size, stride=None):
     """For each offset, a mask (N, C, P, Q): is the window's first largest pixel there?"""
     xp, offsets = array_module(y), _offsets(x.shape[2:], kernel_size, stride)
     if len(offsets) == 1:
-        return [xp.ones_like(y, dtype=bool)]
-    # ∞ for a largest pixel that is NaN: numbers are below that, and NaN is not. (With ∞ as an array
-    # NumPy 2.4 is four times faster.)
-    top = xp.fmin(y, xp.full_like(y, xp.inf))
-    below = [x[offset] < top for offset in offsets[:-1]]
+        return (xp.ones_like(y, dtype=bool),)
+    # As an array, ∞ makes NumPy 2.4 four times faster.
+    infinity = xp.full_like(y, xp.inf) if xp is np else math.inf
+    return _first_largest(y, infinity, *(x[offset] for offset in offsets[:-1]))
+
+
+@elementwise
+def _first_largest(y, infinity, *parts):
+    """The masks; ``parts`` are the pixels at each offset but the last."""
+    # ∞ for a largest pixel that is NaN: numbers are below that, and NaN is not.
+    top = array_module(y).fmin(y, infinity)
+    below = [part < top for part in parts]
     # The windows that are still without a winner after each offset; those after the last but one
     # have it at the last.
     open_windows = list(accumulate(below, operator.and_))
     found = [before ^ after for before, after in pairwise(open_windows)]
-    return [~open_windows[0], *found, open_windows[-1]]
+    return (~open_windows[0], *found, open_windows[-1])
 
 
 # With the winners fixed, max pooling is linear: it takes the winners' values. Its adjoint puts
@@ -380,7 +391,7 @@ def _winners(x, y, kernel_size, stride=None):
 
 
 @primitive
-def pool_take(x: Array, winners: list, *, kernel_size: Pair, stride: Pair | None = None) -> Array:
+def pool_take(x: Array, winners: tuple, *, kernel_size: Pair, stride: Pair | None = None) -> Array:
     """The winners' pixels: (N, C, H, W) -> (N, C, P, Q)."""
     offsets = _offsets(x.shape[2:], kernel_size, stride)
     return functools.reduce(
@@ -392,19 +403,26 @@ def pool_take(x: Array, winners: list, *, kernel_size: Pair, stride: Pair | None
 @primitive
 @ops.in_float32
 def pool_put(
-    g: Array, winners: list, *,
+    g: Array, winners: tuple, *,
     size: Shape, kernel_size: Pair, stride: Pair | None = None,
 ) -> Array:  # fmt: skip
     """Zero images with ``g`` added at the winners' places: (N, C, P, Q) -> (N, C, H, W)."""
     x, (kh, kw) = _zero_images(g, size), pair(kernel_size, "kernel_size", 1)
     sh, sw = (kh, kw) if stride is None else pair(stride, "stride", 1)
-    bits = f"i{g.dtype.itemsize}"  # as in ``ops.masked``
-    for offset, mask in zip(_offsets(size, kernel_size, stride, g), winners, strict=True):
-        if sh >= kh and sw >= kw:  # windows that do not overlap need no adding up
-            array_module(g).multiply(g.view(bits), mask, out=x.view(bits)[offset])
-        else:
+    offsets = _offsets(size, kernel_size, stride, g)
+    if sh >= kh and sw >= kw:  # windows that do not overlap need no adding up
+        _put(ops.bits(g), *winners, *(ops.bits(x)[offset] for offset in offsets))
+    else:
+        for offset, mask in zip(offsets, winners, strict=True):
             x[offset] += ops.masked(g, mask)
     return x
+
+
+@elementwise
+def _put(g, *masks_and_places):
+    half = len(masks_and_places) // 2
+    for mask, place in zip(masks_and_places[:half], masks_and_places[half:], strict=True):
+        array_module(g).multiply(g, mask, out=place)
 
 
 defvjp(max_pool2d, lambda g, y, x, **how: (

@@ -374,8 +374,7 @@ class Free(Defense):
             result = objective(model, image, y)
             *gradients, g = grad(result.loss, [*optimizer.params, image])
             optimizer.step(gradients)
-            delta = delta + self.share * self.step_size * ball.steepest(g)
-            delta = ball.project(delta, low, high)
+            delta = ball.step(delta, g, self.share * self.step_size, low, high)
             yield result
         self.delta = array_module(x).concatenate([delta, rest])
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tinyadv.backend import array_module, to_numpy
+from tinyadv.backend import array_module, elementwise, to_numpy
 from tinyadv.checkpoint import check_like
 from tinyadv.inputs import check_each, check_numbers, check_positive, check_shares
 from tinyadv.parallel import in_threads, threads
@@ -26,6 +26,7 @@ Schedule = Callable[[float], float]  # epochs since the start -> learning rate
 
 # A formula makes several passes over its arrays. Large arrays are updated piece by piece, so that
 # only the first pass reads from memory and the others read from the cache. In numbers, not bytes.
+# On a GPU the formula is one kernel, and arrays stay whole.
 PIECE = 1 << 16
 WORTH_A_THREAD = 16  # pieces
 
@@ -100,8 +101,11 @@ class Optimizer:
         pieces = []
         for p, g, slots in zip(self.params, grads, self.slots, strict=True):
             xp = array_module(p.value)
+            if xp is not np:
+                pieces.append((xp, p.value, g, *slots))
+                continue
             if not p.value.flags.c_contiguous:  # reshape(-1) must return a view
-                p.value = xp.ascontiguousarray(p.value)
+                p.value = np.ascontiguousarray(p.value)
             flat = [array.reshape(-1) for array in (p.value, g, *slots)]
             for start in range(0, p.size, PIECE):
                 pieces.append((xp, *(array[start : start + PIECE] for array in flat)))
@@ -114,7 +118,7 @@ class Optimizer:
             if w.dtype.itemsize < wide.itemsize:
                 w, dw = w.astype(wide), dw.astype(wide)
             if self.weight_decay:
-                dw = dw + self.weight_decay * w
+                dw = _plus(dw, self.weight_decay, w)
             self._update(xp, w, dw, *state)
             if w is not narrow:
                 narrow[...] = w
@@ -161,6 +165,11 @@ class Optimizer:
         }
 
 
+@elementwise
+def _plus(a, factor, b):
+    return a + factor * b
+
+
 def _wide(dtype):
     """float32 instead of float16, in which squares of gradients and an ε of 1e-8 are 0."""
     return np.result_type(dtype, np.float32)
@@ -179,6 +188,34 @@ def _checked_params(params: Sequence[Tensor]) -> list[Tensor]:
 def _check_factors(**factors: float) -> None:
     """Raise ValueError unless these may be factors of a running mean."""
     check_each("≥ 0 and < 1", lambda factor: 0 <= factor < 1, **factors)
+
+
+# The formulas. Numbers are combined outside, see ``backend.elementwise``.
+
+
+@elementwise
+def _sgd(w, v, dw, lr, momentum, ahead):
+    if v is not None:
+        v *= momentum
+        v += dw
+        dw = v if ahead is None else dw + ahead * v
+    w -= lr * dw
+
+
+@elementwise
+def _rmsprop(w, s, dw, lr, rho, rest, epsilon):
+    s *= rho
+    s += rest * dw * dw
+    w -= lr * dw / (array_module(w).sqrt(s) + epsilon)
+
+
+@elementwise
+def _adam(w, m, v, dw, lr, beta1, rest1, beta2, rest2, v_correction, epsilon):
+    m *= beta1
+    m += rest1 * dw
+    v *= beta2
+    v += rest2 * dw * dw
+    w -= lr * m / (array_module(w).sqrt(v) / v_correction + epsilon)
 
 
 class SGD(Optimizer):
@@ -207,11 +244,7 @@ class SGD(Optimizer):
         super().__init__(params, lr, weight_decay, momentum=momentum, nesterov=nesterov)
 
     def _update(self, xp, w, dw, v=None):
-        if v is not None:
-            v *= self.momentum
-            v += dw
-            dw = dw + self.momentum * v if self.nesterov else v
-        w -= self.lr * dw
+        _sgd(w, v, dw, self.lr, self.momentum, self.momentum if self.nesterov else None)
 
 
 class RMSprop(Optimizer):
@@ -239,9 +272,7 @@ class RMSprop(Optimizer):
         super().__init__(params, lr, weight_decay, rho=rho, epsilon=epsilon)
 
     def _update(self, xp, w, dw, s):
-        s *= self.rho
-        s += (1 - self.rho) * dw * dw
-        w -= self.lr * dw / (xp.sqrt(s) + self.epsilon)
+        _rmsprop(w, s, dw, self.lr, self.rho, 1 - self.rho, self.epsilon)
 
 
 class Adam(Optimizer):
@@ -271,13 +302,10 @@ class Adam(Optimizer):
         super().__init__(params, lr, weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
 
     def _update(self, xp, w, dw, m, v):
-        m *= self.beta1
-        m += (1 - self.beta1) * dw
-        v *= self.beta2
-        v += (1 - self.beta2) * dw * dw
-        m_correction = 1 - self.beta1**self.steps
+        lr = self.lr / (1 - self.beta1**self.steps)  # m̂ = m / (1 - β₁ᵗ)
         v_correction = math.sqrt(1 - self.beta2**self.steps)
-        w -= self.lr / m_correction * m / (xp.sqrt(v) / v_correction + self.epsilon)
+        _adam(w, m, v, dw, lr, self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2,
+              v_correction, self.epsilon)  # fmt: skip
 
 
 # -------------------------------------------------------------------------- average of the weights

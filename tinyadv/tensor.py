@@ -39,14 +39,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import numpy as np
 
-from tinyadv.backend import array_module
+from tinyadv.backend import Function, array_module
 
 Array = Any  # an array of the backend in use: numpy.ndarray or cupy.ndarray
 RNG = np.random.Generator | int  # a generator of random numbers, or a seed for one
 Shape = tuple[int, ...]
 Axis = int | Sequence[int] | None  # of a sum: one axis, several, or all
 Same = TypeVar("Same", bound=Any)  # array or Tensor: the function returns what it is given
-Function = TypeVar("Function", bound=Callable)  # a decorated function keeps its signature
 
 PRIMITIVES: dict[str, Callable] = {}  # every operation by name; the tests go through all of them
 _counter = itertools.count()  # numbers the tensors in the order in which they are made

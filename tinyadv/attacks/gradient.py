@@ -149,8 +149,7 @@ def climb(
         if momentum:
             velocity = momentum * velocity + shared.normalised(g, L1(1))
             g = velocity
-        step = step_size * ball.steepest(g).astype(x.dtype, copy=False)
-        delta = ball.project(delta + step, low, high)
+        delta = ball.step(delta, g, step_size, low, high)  # project(δ + α · steepest(g))
     return moved(x, delta)
 
 
@@ -235,8 +234,7 @@ def _apgd(model, x, y, target, delta, *, ball, steps, momentum, rho, loss):
     halved, best_value_then, last = xp.zeros_like(fooled), value, 0
     checkpoints = _checkpoints(steps)
     for k in range(1, steps + 1):
-        direction = ball.steepest(g).astype(x.dtype, copy=False)
-        z = ball.project(delta + per_example(eta, x) * direction, low, high)
+        z = ball.step(delta, g, per_example(eta, x), low, high)
         mu = momentum if k > 1 else 0.0
         step = (1 - mu) * (z - delta) + mu * (delta - before)
         before, delta = delta, ball.project(delta + step, low, high)
