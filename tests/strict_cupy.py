@@ -264,7 +264,7 @@ _MORE = {
 
 
 def fuse(*args: Any, **kwargs: Any) -> Callable:
-    """``cupy.fuse``: a function of arrays as one kernel, for functions that CuPy treats rightly.
+    """``cupy.fuse``: a function of arrays as one kernel, if CuPy gives what it gives without fuse.
 
     CuPy calls the function once for each combination of dtypes and numbers of axes, with stand-ins
     for its arguments that write down what happens to them, and compiles that. What follows is read

@@ -87,17 +87,18 @@ MOST_ARRAYS = 24
 def elementwise(f: Function) -> Function:
     """``f``, which calls nothing but elementwise functions, as one kernel on a GPU.
 
-    NumPy runs ``f``. CuPy runs it once for each combination of dtypes, to see which functions it
+    NumPy runs ``f``. CuPy runs it once for each combination of dtypes to see which functions it
     calls, and compiles these into a single kernel (``cupy.fuse``). This saves launches, which take
-    longer than the arithmetic on small arrays. So that both compute the same,
+    longer than the arithmetic on small arrays. For both to compute the same,
 
-    - every number that may change is an argument, because CuPy reads others only once;
-    - a number meets arrays only, because two numbers combined would make float64 of an array;
+    - every number that may change must be an argument, because CuPy reads other numbers only once;
+    - ``f`` must not combine a number with a number, because the result would turn float32 arrays
+      into float64;
     - ``f`` takes arrays, Python's numbers and ``None``, and returns an array, a tuple of arrays, or
       nothing if it writes into its arguments.
 
-    Results are stored in the order of the first array, as NumPy does if all arrays have that order:
-    (C, H, W, N) remains so.
+    Results are stored in the order of the first array. NumPy does this by itself if all arrays have
+    the same order.
 
     Examples
     --------

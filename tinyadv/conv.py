@@ -32,8 +32,8 @@ kh of them, are a piece of that memory, and the pieces of neighbouring rows over
     columns[2] ┘        │ p = 1
     columns[3]          ┘              each piece is a matrix (kh·C·kw, Q·N), and none is copied
 
-On a GPU, where every call costs about as much as a large product, the windows are copied after all:
-a convolution and each of its adjoints is a single product, for all rows at once.
+On a GPU, where many small products take longer to launch than to compute, the windows are copied
+after all: a convolution and each of its adjoints is a single product for all rows.
 
 The arrays are stored as (C, H, W, N): the shape above is a transposed view. What lies under one
 kernel column, over all examples, is then one contiguous run. Arrays stored in another order work

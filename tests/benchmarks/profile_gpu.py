@@ -242,7 +242,7 @@ class Worker:
         )  # fmt: skip
 
     def ask(self, seconds: float, **request: Any) -> float:
-        """The answer to a request, in at most so many seconds; without one the process is ended."""
+        """The answer to a request. If it takes longer than ``seconds``, the process is ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()
@@ -273,7 +273,7 @@ def steps(
 ) -> dict[str, Callable]:
     """Milliseconds of the steps in each library, and their ratio: the median of three turns.
 
-    The processes are put into ``workers``, for the caller to close.
+    The processes are put into ``workers``; the caller closes them.
     """
 
     def measure(net: str, n: int, task: str, tf32: bool) -> dict:
