@@ -292,10 +292,17 @@ def fuse(*args: Any, **kwargs: Any) -> Callable:
       indices, ``if x > 0``. CuPy then turns to a second tracer (``new_fusion.pyx``), which supports
       more and takes several times as long on the host at every call;
     - more arrays than fit into the 4 KB that a kernel's arguments may have.
+
+    A kernel has the name of its function, so a lambda needs another: ``fuse(kernel_name="f")(…)``.
     """
-    if not (len(args) == 1 and callable(args[0]) and not kwargs):
-        return lambda f: fuse(f)
-    f = args[0]
+    if len(args) == 1 and callable(args[0]) and not kwargs:
+        return _fusion(args[0])
+    return lambda f: _fusion(f, *args, **kwargs)
+
+
+def _fusion(f: Callable, kernel_name: str | None = None) -> Callable:
+    if not (kernel_name or f.__name__).isidentifier():
+        raise TypeError(f"a kernel cannot be called {f.__name__!r}: use def, or give a kernel_name")
     cells = getattr(f, "__closure__", None) or ()  # a builtin function has none
     names = f.__code__.co_freevars if cells else ()
     for name, value in zip(names, (cell.cell_contents for cell in cells), strict=True):

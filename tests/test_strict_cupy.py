@@ -382,8 +382,8 @@ SQUARE, STACK = strict_cupy.zeros((3, 3), np.float32), strict_cupy.zeros((2, 3, 
     (lambda xp, a: xp.concatenate([*8 * [a], a[::2]], axis=0), 1, 0, 3),
     (lambda xp, a: xp.concatenate([*8 * [a], MASK]), 9, 0, 0),
     # what is fused
-    (lambda xp, a: xp.fuse(lambda x, y: x * x + y)(a, a[0]), 1, 0, 0),
-    (lambda xp, a: xp.fuse(lambda x: (x, x > 0, x + 1))(a.T), 1, 0, 0),
+    (lambda xp, a: xp.fuse(kernel_name="f")(lambda x, y: x * x + y)(a, a[0]), 1, 0, 0),
+    (lambda xp, a: xp.fuse(kernel_name="f")(lambda x: (x, x > 0, x + 1))(a.T), 1, 0, 0),
     # what waits for the device
     (lambda xp, a: float(a[0, 0]), 0, 1, 0),
     (lambda xp, a: int(a[0, 0]) + bool(a[0, 1]) + a[0, 2].item(), 0, 3, 0),
@@ -436,14 +436,14 @@ def write(x, y):
     lambda xp, x, y, s: xp.multiply(x, y, out=x),
     lambda xp, x, y, s: write(x, y),
     lambda xp, x, y, s: (write(x, y), x.copy())[1:],
-    lambda xp, x, y, s: xp.fuse(lambda u: u + 1)(x),
+    lambda xp, x, y, s: xp.fuse(kernel_name="f")(lambda u: u + 1)(x),
 ])  # fmt: skip
 @pytest.mark.parametrize("other", ["row", "whole"])
 def test_fused_functions_give_what_they_give_without_fuse(xp, a, f, other):
     y = a[1:2] if other == "row" else a[::-1]
     alone, fused = a.copy(), a.copy()
     expected = f(xp, alone, y, 1.5)
-    result = xp.fuse(lambda x, y, s: f(xp, x, y, s))(fused, y, 1.5)
+    result = xp.fuse(kernel_name="f")(lambda x, y, s: f(xp, x, y, s))(fused, y, 1.5)
     np.testing.assert_array_equal(to_numpy(fused), to_numpy(alone))
     assert type(result) is type(expected)
     if not isinstance(result, tuple):
@@ -456,9 +456,17 @@ def test_fused_functions_give_what_they_give_without_fuse(xp, a, f, other):
 
 
 def test_fused_results_have_the_shape_of_all_arguments(xp, a):
-    assert xp.fuse(lambda x, y: y + 1)(a, a[0]).shape == a.shape
-    assert xp.fuse(lambda x, none, s: x if none is None else s)(a, None, 2).shape == a.shape
-    assert xp.fuse(lambda s: s + 1)(2) == 3  # no array: it is called
+    assert xp.fuse(kernel_name="f")(lambda x, y: y + 1)(a, a[0]).shape == a.shape
+    assert (
+        xp.fuse(kernel_name="f")(lambda x, none, s: x if none is None else s)(a, None, 2).shape
+        == a.shape
+    )
+    assert xp.fuse(kernel_name="f")(lambda s: s + 1)(2) == 3  # no array: it is called
+
+
+def test_a_kernel_needs_a_name():
+    with pytest.raises(TypeError, match="'<lambda>': use def, or give a kernel_name"):
+        strict_cupy.fuse(lambda x: x)
 
 
 FACTOR = 2.0  # constants of a module may be read once
@@ -492,14 +500,16 @@ FACTOR = 2.0  # constants of a module may be read once
 ])  # fmt: skip
 def test_what_cupy_would_fuse_wrongly_or_slowly_is_refused(f, message):
     with pytest.raises((TypeError, AttributeError), match=message):
-        strict_cupy.fuse(f)(strict_cupy.asarray(HOST), 0.5)
-    assert (strict_cupy.fuse(lambda x: x * FACTOR)(LEFT) == 2).all()  # and nothing is left behind
+        strict_cupy.fuse(kernel_name="f")(f)(strict_cupy.asarray(HOST), 0.5)
+    assert (
+        strict_cupy.fuse(kernel_name="f")(lambda x: x * FACTOR)(LEFT) == 2
+    ).all()  # and nothing is left behind
 
 
 def test_a_fused_function_writes_to_whole_arrays_of_a_kind_that_fits():
     a = strict_cupy.asarray(HOST)
     with pytest.raises(TypeError, match=r"writes to \(1, 4\), its arrays are \(3, 4\)"):
-        strict_cupy.fuse(lambda x, y: add_in_place(x, 1))(a[:1], a)
+        strict_cupy.fuse(kernel_name="f")(lambda x, y: add_in_place(x, 1))(a[:1], a)
     with pytest.raises(TypeError, match="float64 does not fit into int64"):
         strict_cupy.fuse(add_in_place)(strict_cupy.zeros((3, 4), np.int64), a)
     for overlapping in (a, a[::-1]):
@@ -515,7 +525,7 @@ def test_a_fused_function_writes_to_whole_arrays_of_a_kind_that_fits():
 @pytest.mark.parametrize("frozen", [2, 2.5, HOST, LEFT, [1], object(), "a"])
 def test_a_closure_over_what_may_change_is_refused(frozen):
     with pytest.raises(TypeError, match=r"(?s)closes over frozen .* make it an argument"):
-        strict_cupy.fuse(lambda x: x * frozen)
+        strict_cupy.fuse(kernel_name="f")(lambda x: x * frozen)
 
 
 # ---- what is shared -----------------------------------------------------------------------------
