@@ -20,6 +20,7 @@ broken_defenses  defences that hide the gradient, and the attacks adapted to the
 viz              grids of images, perturbations, loss landscapes (not imported from here)
 inputs           the checks of pixels, labels and logits; predict
 parallel         how several cores share a batch
+distributed      how several processes or machines share it, by MPI
 backend          NumPy or CuPy: whose functions to call
 """
 
@@ -33,6 +34,7 @@ from tinyadv import (
     conv,
     data,
     defenses,
+    distributed,
     evaluate,
     inputs,
     layers,
@@ -50,9 +52,9 @@ from tinyadv.train import fit
 
 __all__ = [
     "Tensor", "array_module", "attacks", "backend", "balls", "broken_defenses", "check_grads",
-    "checkpoint", "checks", "conv", "data", "defenses", "defvjp", "evaluate", "fit", "get_backend",
-    "grad", "hvp", "inputs", "jvp", "layers", "losses", "models", "ops", "optim", "parallel",
-    "primitive", "to_numpy", "value_and_grad", "verify",
+    "checkpoint", "checks", "conv", "data", "defenses", "defvjp", "distributed", "evaluate", "fit",
+    "get_backend", "grad", "hvp", "inputs", "jvp", "layers", "losses", "models", "ops", "optim",
+    "parallel", "primitive", "to_numpy", "value_and_grad", "verify",
 ]  # fmt: skip
 
 backend.keep_freed_memory()

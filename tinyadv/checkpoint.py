@@ -330,6 +330,8 @@ class TrainingState:
         Time spent in this epoch.
     saved_in : path or None
         The file that holds the latest state.
+    writes : bool
+        Whether :meth:`save` writes the file: of several processes only one does.
 
     Raises
     ------
@@ -359,7 +361,7 @@ class TrainingState:
             "defences": {name: type(part).__name__ for name, part in self.parts.items()},
             "trained": None if trained == own else [names[i] for i in trained],
         }
-        self.saved_in, self.epoch = None, 0
+        self.saved_in, self.epoch, self.writes = None, 0, True
         self._new_epoch()
 
     def _new_epoch(self):
@@ -412,7 +414,8 @@ class TrainingState:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write all of it to a file."""
-        save_state(path, self.state_dict())
+        if self.writes:
+            save_state(path, self.state_dict())
         self.saved_in = path
 
     def load(self, path: str | os.PathLike) -> None:

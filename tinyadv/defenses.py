@@ -586,7 +586,6 @@ class IntervalBound(Defense):
             raise TypeError(f"attack must return images, not train as {name}: use MinMax or Fast")
         self.epsilon, self.kappa = float(epsilon), float(kappa)
         self.ramp, self.attack = ramp, attack
-        self._attacked = with_generator(attack, self.rng)
 
     def at(self, epoch: float) -> None:
         self.share = ramp(epoch, *self.ramp)
@@ -603,7 +602,9 @@ class IntervalBound(Defense):
         if kappa < 1:  # otherwise the bound has no weight
             xp, epsilon = array_module(x), self.share * self.epsilon
             low, high = xp.clip(x - epsilon, 0, 1), xp.clip(x + epsilon, 0, 1)
-        logits = model(x if self.attack is None else self._attacked(model, x, y))
+        if self.attack is not None:
+            x = with_generator(self.attack, self.rng)(model, x, y)
+        logits = model(x)
         loss = cross_entropy(logits, y)
         if kappa == 1:
             return loss, logits

@@ -11,8 +11,10 @@ decides, see :mod:`tinyadv.attacks.cascade`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from tinyadv.attacks.cascade import AttackResult, Counted, Robustness, run_attac
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball
 from tinyadv.data import batches
+from tinyadv.distributed import is_first, sharing_pieces
 from tinyadv.inputs import Model, predict
 from tinyadv.tensor import Array
 
@@ -85,7 +88,7 @@ def accuracy(
 def robustness(
     model: Model, x: Array, y: Array, attacks: Mapping[str, Callable], *,
     ball: Ball | None = None, batch_size: int | None = None, cascade: bool = False,
-    progress: bool = False,
+    progress: bool = False, comm: Any = None, checkpoint: str | os.PathLike | None = None,
 ) -> Robustness:  # fmt: skip
     """How many examples survive each of several attacks, and all of them.
 
@@ -117,6 +120,16 @@ def robustness(
         all attacks so far.
     progress : bool
         Show a bar on terminals.
+    comm : mpi4py.MPI.Comm, optional
+        Share the examples among the processes of this communicator, which all call this function
+        with the same arguments; see :mod:`tinyadv.distributed`. All of them get the table that one
+        process would get, apart from the seconds.
+    checkpoint : path, optional
+        A folder, which the processes share, for what each of them has computed. When the same call
+        is repeated, in one process or in several, only the rest is computed. Shares that take less
+        than a second are not kept. The weights of a ``Module``, the examples and the settings of
+        the attacks are compared. Use another folder if something else changes, such as the code of
+        a function of your own.
 
     Returns
     -------
@@ -159,17 +172,20 @@ def robustness(
         raise ValueError("attacks must hold at least one attack, got an empty dict")
     if ball is not None:
         inputs.check_ball(ball)
-    return _run(model, x, y, attacks, batch_size, ball=ball, cascade=cascade, progress=progress)
+    how = {"ball": ball, "cascade": cascade, "progress": progress and is_first(comm)}
+    return _run(model, x, y, attacks, batch_size, comm, checkpoint, **how)
 
 
-def _run(model, x, y, attacks, batch_size, **options):
+def _run(model, x, y, attacks, batch_size, comm=None, checkpoint=None, **options):
     """Check the arguments, and run each attack on the correctly classified examples."""
     x, y = inputs.as_arrays(x, y)
     (x, y, _), logits = inputs.checked_logits(model, x, y, batch_size)
     correct = to_numpy(logits.argmax(1) == y)
     size = inputs.size_of_a_batch(model, x, batch_size, BATCH)
     runs = {name: [partial(_one_run, attack)] for name, attack in attacks.items()}
-    return run_attacks(model, x, y, correct, runs, batch_size=size, **options)
+    key = (x, y, size, attacks, options["cascade"], options.get("ball"))
+    with sharing_pieces(comm, model, checkpoint, key):
+        return run_attacks(model, x, y, correct, runs, batch_size=size, **options)
 
 
 def _one_run(attack, model, x, y, index):

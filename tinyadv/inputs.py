@@ -27,7 +27,7 @@ import numpy as np
 
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball, Linf, is_number, wide
-from tinyadv.parallel import may_cut
+from tinyadv.parallel import may_cut, setting
 from tinyadv.tensor import Array, Tensor, value_of
 
 Model = Callable[[Any], Any]  # images (n, …) -> logits (n, K): arrays or tensors in and out
@@ -45,11 +45,8 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 @contextmanager
 def quiet() -> Iterator[None]:
     """:func:`warn` is silent in this context and this thread: the code in it needs no warnings."""
-    token = _quiet.set(True)
-    try:
+    with setting(_quiet, True):
         yield
-    finally:
-        _quiet.reset(token)
 
 
 def warn(text: str, category: type[Warning] = AttackWarning) -> None:

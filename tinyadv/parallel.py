@@ -22,6 +22,8 @@ not promise ``by_example``. Another number of BLAS threads (``OPENBLAS_NUM_THREA
 processor, may change the last bits of these.
 
 On a GPU there are no pieces: one launch serves the whole batch.
+
+The pieces may also be shared among processes: :mod:`tinyadv.distributed`.
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ LARGE = 1 << 20  # numbers in an array from which on two threads add it faster t
 _limit: ContextVar[int | None] = ContextVar("limit", default=None)
 # In a piece: the errors of all pieces of the call.
 _errors: ContextVar[list | None] = ContextVar("errors", default=None)
+# The tinyadv.distributed.Ranks that share the pieces, if there are several processes.
+RANKS: ContextVar[Any] = ContextVar("ranks", default=None)
 
 
 def threads() -> int:
@@ -83,11 +87,18 @@ def limit(n: int) -> Iterator[None]:
     ...     threads()
     1
     """
-    token = _limit.set(_count(n, "n"))
+    with setting(_limit, _count(n, "n")):
+        yield
+
+
+@contextmanager
+def setting(variable: ContextVar, value: Any) -> Iterator[None]:
+    """Give a context variable another value while this is open."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _limit.reset(token)
+        variable.reset(token)
 
 
 def _count(n: Any, name: str) -> int:
@@ -131,7 +142,7 @@ def _until_stopped(items: Iterable) -> Iterator:
         yield item
 
 
-def in_threads(work: Callable, items: Sequence) -> list:
+def in_threads(work: Callable, items: Sequence, least: int = 2) -> list:
     """``[work(item) for item in items]``, shared between the threads.
 
     Each thread, the calling one among them, takes the next item until none is left. All of them
@@ -139,9 +150,10 @@ def in_threads(work: Callable, items: Sequence) -> list:
     error, or Ctrl-C, is raised here once the other threads have reached a :func:`stop_point` or
     the end of their items; a second Ctrl-C does not wait for them.
 
-    Within another such call there is nothing to gain, and this thread does all the work.
+    Within another such call there is nothing to gain, and this thread does all the work. So it does
+    if there are fewer than ``least`` items, which are then no pieces: they may be cut themselves.
     """
-    if inside() or len(items) < 2:
+    if inside() or len(items) < least:
         return [work(item) for item in _until_stopped(items)]
     helpers, waiting, process = min(threads(), len(items)) - 1, iter(range(len(items))), os.getpid()
     results: dict[int, Any] = {}
@@ -362,16 +374,17 @@ def by_examples(
     pieces = [slice(*edge) for edge in pairwise(edges)]
     start = Tensor(0.0).number  # everything that the pieces make has a higher number
 
-    def work(piece):
-        parts = [_cut(array, piece) for array in arrays]
+    leaves: list = [[] for _ in pieces]
+
+    def work(i):
+        parts = [_cut(array, pieces[i]) for array in arrays]
+        leaves[i] = [part for part in parts if isinstance(part, Tensor)]
         result = f(*parts)
         if done is not None:
-            done(piece.stop - piece.start)
-        return result, [part for part in parts if isinstance(part, Tensor)]
+            done(pieces[i].stop - pieces[i].start)
+        return result
 
-    on_cpu = array_module(value_of(some[0])) is np
-    results = in_threads(work, pieces) if on_cpu else [work(piece) for piece in pieces]
-    outputs, leaves = zip(*results, strict=True)
+    outputs = _for_each(work, len(pieces), array_module(value_of(some[0])))
 
     def joined(outputs):
         for output, piece in zip(outputs, pieces, strict=True):
@@ -393,6 +406,13 @@ def by_examples(
     if isinstance(outputs[0], tuple):
         return tuple(map(joined, zip(*outputs, strict=True)))
     return joined(outputs)
+
+
+def _for_each(work: Callable, count: int, xp: Any = np) -> list:
+    """``[work(i) for i in range(count)]``, in threads on a CPU, and shared among the ranks."""
+    if RANKS.get() is not None and not inside():
+        return RANKS.get().share(work, count, xp)
+    return in_threads(work, range(count)) if xp is np else [work(i) for i in range(count)]
 
 
 def _cut(array: Any, piece: slice) -> Any:
@@ -456,17 +476,18 @@ def _back(wanted, g, y, *inputs, outputs, leaves, is_cut, pieces, start, add):
     """The rule of that node: each thread walks back along the tape of a piece."""
     again = isinstance(g, Tensor)  # the gradient will itself be differentiated
 
+    parts = [value_of(g) if add else value_of(g)[piece] for piece in pieces]
+    parts = [Tensor(part) for part in parts] if again else parts
+
     def walk(i):
-        part = value_of(g) if add else value_of(g)[pieces[i]]
-        part = Tensor(part) if again else part
         ends = [leaves[i][k] for k in wanted]
-        found = walk_back(tape(outputs[i], start), outputs[i], part, ends, again)
+        found = walk_back(tape(outputs[i], start), outputs[i], parts[i], ends, again)
         for k, end in enumerate(ends):
             if found[k] is None:
                 found[k] = Tensor(np.zeros_like(end.value)) if again else np.zeros_like(end.value)
-        return part, found
+        return found
 
-    parts, found = zip(*in_threads(walk, range(len(pieces))), strict=True)
+    found = _for_each(walk, len(pieces))
     # Each gradient is again the result of pieces, if it is to be differentiated. Then it depends on
     # g as well, and on what else the rules took from outside.
     result, leaves = [], [[*own, part] for own, part in zip(leaves, parts, strict=True)]

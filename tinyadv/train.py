@@ -28,6 +28,7 @@ import numpy as np
 from tinyadv.backend import array_module
 from tinyadv.checkpoint import TrainingState, check_writable
 from tinyadv.data import Dataset
+from tinyadv.distributed import by_rows, check_sharable, is_first, sharing_batches
 from tinyadv.evaluate import accuracy
 from tinyadv.inputs import as_arrays, check_counts
 from tinyadv.layers import Module
@@ -86,6 +87,7 @@ def fit(
     average: float | WeightAverage | None = None, rng: RNG = 0,
     validate: bool | Callable = True, checkpoint: str | os.PathLike | None = None,
     checkpoint_steps: int | None = None, resume: bool = False, progress: bool = True,
+    comm: Any = None, exact: bool = False,
 ) -> History:  # fmt: skip
     """Train ``model`` in place.
 
@@ -149,6 +151,17 @@ def fit(
         same options; if it is made with another learning rate, training continues with that.
     progress : bool
         A bar on a terminal, and a line for each epoch.
+    comm : mpi4py.MPI.Comm, optional
+        Share each batch among the processes of this communicator, such as ``MPI.COMM_WORLD`` in a
+        program that ``mpiexec -n 4`` starts; see :mod:`tinyadv.distributed`. All of them call
+        ``fit`` with the same arguments, begin with the weights of rank 0, and end with the same
+        weights. The loss must be a mean over the examples; random numbers must come from the
+        argument ``rng`` of a function, or the attribute ``rng`` of a defence. Rank 0 writes the
+        checkpoint, on a file system that all of them read; any number of processes can resume it.
+    exact : bool
+        With ``comm``: the same numbers as in one process, bit by bit. A network with convolutions
+        and a batch of several pieces (64 examples) are needed for this to be faster than one
+        process. By default the processes exchange less, and the numbers agree up to rounding.
 
     Returns
     -------
@@ -161,7 +174,8 @@ def fit(
         ``augment`` does not return images, or ``objective`` does not return two tensors.
     ValueError
         If an argument or a name is not allowed, the loss does not depend on any parameter of the
-        optimiser, or ``average`` has been used in another run. In that case nothing is changed.
+        optimiser, ``average`` has been used in another run, or several processes cannot share a
+        batch. In that case nothing is changed.
     CheckpointError
         A ValueError: if the checkpoint is broken, or belongs to other settings or another network.
     OSError
@@ -199,7 +213,8 @@ def fit(
         raise ValueError("average belongs to a run before this one: make a new WeightAverage")
     parts: dict[str, Any] = {"perturb": perturb, "objective": objective, "average": average}
     settings = {"examples": len(x_train), "batch_size": int(batch_size)}
-    rng = np.random.default_rng(rng)
+    check_sharable(comm, model, None if exact else perturb)
+    progress, rng = progress and is_first(comm), by_rows(comm, np.random.default_rng(rng))
     run = TrainingState(model, optimizer, rng, History(), settings=settings, parts=parts)
     if resume and checkpoint is not None and os.path.exists(checkpoint):
         run.load(checkpoint)
@@ -219,7 +234,10 @@ def fit(
             if hasattr(part, "at"):
                 part.at(epoch)
 
-    with _interrupts() as interrupted:
+    with (
+        _interrupts() as event,
+        sharing_batches(comm, run, train_batch, _totals, event, exact) as (train, interrupted),
+    ):
         while run.epoch < epochs:
             if run.order is None:
                 run.order = rng.permutation(len(x_train))
@@ -229,8 +247,8 @@ def fit(
                 x, y = x_train[rows], _read_only(y_train[rows])
                 if augment is not None:
                     x = _images(augment(x, rng), "augment")
-                for result in train_batch(model, x, y, evaluated, optimizer, begin):
-                    _record(run, result, y)
+                for result in train(model, x, y, evaluated, optimizer, begin):
+                    run.add(len(y), **_totals(result, y))
                     if parts["average"] is not None:
                         parts["average"].update()
 
@@ -327,12 +345,14 @@ class History(SimpleNamespace):
         return axes
 
 
-def _record(run: TrainingState, result: Result, y: Array) -> None:
-    """Add what a step returned to the sums of the epoch, which stay on the device."""
+def _totals(result: Result | dict, y: Array) -> dict[str, Any]:
+    """What a step returned, summed over the examples; the sums stay on the device."""
+    if isinstance(result, dict):  # the totals of several processes
+        return result
     loss, logits, numbers = result
     totals = {name: value_of(number) * len(y) for name, number in numbers.items()}
     correct = (logits.value.argmax(1) == y).sum()
-    run.add(len(y), loss=loss.value * len(y), train_accuracy=correct, **totals)
+    return {"loss": loss.value * len(y), "train_accuracy": correct, **totals}
 
 
 # ------------------------------------------------------------------------------------- arguments

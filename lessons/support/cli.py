@@ -9,6 +9,9 @@ Files are written below ``--out``, by default ``lessons/out``, and with ``--reco
 ``lessons``. Settings that differ from the defaults are part of a file's name
 (``06_attack_strength-mnist.png``), so two runs never overwrite each other's files.
 
+Under ``mpiexec -n 2 python lessons/…`` two processes train the networks together, and the first
+one alone prints, draws and records.
+
 In a notebook the flags are those in the environment variable ``TINYADV_FLAGS``, such as
 ``--quick --data mnist``, and figures are shown below their cells instead of saved.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -37,6 +41,8 @@ import numpy as np
 
 import tinyadv
 from tinyadv.checkpoint import check_writable, replacing
+from tinyadv.distributed import is_first
+from tinyadv.parallel import CORES
 
 LESSONS = Path(__file__).resolve().parents[1]
 GREY_IMAGES = ("glyphs", "mnist", "fashion")  # 28×28, as the networks of the lessons take them
@@ -59,6 +65,8 @@ class Run:
         ``"numpy"`` or ``"cupy"``, and that module.
     options : argparse.Namespace
         All flags.
+    comm : mpi4py.MPI.Comm or None
+        The processes that ``mpiexec`` has started, if there are several: an argument of ``fit``.
     """
 
     name: str
@@ -66,6 +74,7 @@ class Run:
     options: argparse.Namespace
     changed: dict[str, Any]  # the flags that differ from their defaults
     xp: Any
+    comm: Any = None
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -106,6 +115,8 @@ class Run:
 
     def show(self, figure: matplotlib.figure.Figure, title: str) -> None:
         """Save a figure as ``figures/NN_TITLE.png``; with ``--show``, open it in a window."""
+        if not is_first(self.comm):
+            return plt.close(figure)
         if IN_NOTEBOOK:
             figure.set_dpi(DPI)
             plt.show()
@@ -125,7 +136,7 @@ class Run:
     def record(self, **numbers: Any) -> None:
         """Add to the recorded numbers; with ``--record``, write them to ``results/NAME.json``."""
         self.numbers |= numbers
-        if not self.options.record:
+        if not self.options.record or not is_first(self.comm):
             return
         flags = []
         for key, value in self.changed.items():
@@ -262,7 +273,31 @@ def start(
     if not options.show and not IN_NOTEBOOK:
         matplotlib.use("Agg")  # draws into files, needs no screen
     file = f"-m lessons.experiments.{name}" if experiment else f"lessons/{name}.py"
-    return Run(name, f"python {file}", options, changed, xp)
+    return Run(name, f"python {file}", options, changed, xp, world())
+
+
+def world() -> Any:
+    """The communicator of several processes, which then train together; None for one process."""
+    counts = (os.environ.get(name, "1") for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
+    if set(counts) == {"1"}:
+        return None
+    from mpi4py import MPI
+
+    from . import zoo
+
+    comm = MPI.COMM_WORLD
+    zoo.fit = functools.partial(tinyadv.fit, comm=comm, exact=True)
+    os.environ.setdefault("TINYADV_THREADS", str(max(1, CORES // comm.Get_size())))
+    if not is_first(comm):
+        sys.stdout = open(os.devnull, "w")
+    usual = sys.excepthook
+
+    def end_all(*error):  # the others would wait for this process forever
+        usual(*error)
+        comm.Abort(1)
+
+    sys.excepthook = end_all
+    return comm
 
 
 def at_least(least: int):

@@ -16,6 +16,9 @@ Each attack is given the examples that survived those before it, see
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import numpy as np
 
 from tinyadv import inputs
@@ -26,6 +29,7 @@ from tinyadv.attacks.gradient import apgd
 from tinyadv.attacks.shared import check_images, check_radius, per_example, ranked_others
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
+from tinyadv.distributed import is_first, sharing_pieces
 from tinyadv.inputs import Checked, Model, logits_change, quiet, warn
 from tinyadv.losses import cross_entropy, dlr, margin
 from tinyadv.parallel import may_cut
@@ -36,6 +40,7 @@ def auto_attack(
     model: Model, x: Array, y: Array | None = None, *,
     ball: Ball = Linf(0.3), steps: int = 100, targets: int = 9, queries: int = 5000,
     rng: RNG = 0, details: bool = False, progress: bool = False,
+    comm: Any = None, checkpoint: str | os.PathLike | None = None,
 ) -> Array:  # fmt: skip
     """AutoAttack: APGD-CE, APGD-T, FAB-T and Square, each on what survived those before it.
 
@@ -58,6 +63,8 @@ def auto_attack(
         Target classes of APGD-T and FAB-T: those with the largest logits at ``x``, at most K - 1.
     queries : int
         Queries of Square, for each image.
+    comm, checkpoint
+        As for :func:`tinyadv.evaluate.robustness`.
 
     Returns
     -------
@@ -110,7 +117,7 @@ def auto_attack(
     check_radius(ball, "auto_attack", Linf, L2)  # as Square needs them
     check_images(x, "auto_attack")
     _check_not_random(model, x, logits)
-    rng = np.random.default_rng(rng)
+    rng, progress = np.random.default_rng(rng), progress and is_first(comm)
     others = ranked_others(logits, y)[:, :targets]  # (N, T), the most likely class first
     on_target = dlr if logits.shape[1] >= 4 else margin
 
@@ -130,7 +137,10 @@ def auto_attack(
         "Square": [run(square, queries=queries, rescale=False)],
     }
     x_adv, correct = x.copy(), to_numpy(logits.argmax(1) == y)
-    report = run_attacks(model, x, y, correct, attacks, ball=ball, batch_size=len(x), found=x_adv)
+    key = (x, y, ball, steps, targets, queries, rng.bit_generator.state)
+    with sharing_pieces(comm, model, checkpoint, key):
+        how = {"ball": ball, "batch_size": len(x), "found": x_adv}
+        report = run_attacks(model, x, y, correct, attacks, **how)
     _check_square(report)
     return (x_adv, report) if details else x_adv
 

@@ -28,6 +28,7 @@ import numpy as np
 from tinyadv.attacks.shared import QueryOnly, bar
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L1, L2, Linf
+from tinyadv.distributed import count_passes
 from tinyadv.inputs import Model, check_returned, frozen, predict, warn_of_nan
 from tinyadv.tensor import Array, Tensor
 
@@ -295,6 +296,7 @@ def _run_attack(
 ):
     xp, counted, judge = array_module(x), Counted(model), QueryOnly(model)
     survived, seconds, undecided = chosen.copy(), 0.0, 0
+    count_passes(counted._counts)
     sizes = np.full((len(NORMS), len(x)), np.nan)
     n = int(chosen.sum())
     with bar(progress, n * len(runs), str(name)) as counter:
