@@ -123,7 +123,8 @@ def robustness(
     comm : mpi4py.MPI.Comm, optional
         Share the examples among the processes of this communicator, which all call this function
         with the same arguments; see :mod:`tinyadv.distributed`. All of them get the table that one
-        process would get, apart from the seconds.
+        process would get, apart from the seconds. An attack of your own must draw the same random
+        numbers in each process.
     checkpoint : path, optional
         A folder, which the processes share, for what each of them has computed. When the same call
         is repeated, in one process or in several, only the rest is computed. Shares that take less
