@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lessons.support import cli, judge, zoo
+from lessons.support import cli, judge, ranks, zoo
 from tinyadv import attacks, evaluate, fit, models, optim, verify
 from tinyadv.balls import Linf
 from tinyadv.checkpoint import load_state, save_state
@@ -440,3 +440,14 @@ def test_weights_are_saved_in_half_precision(tmp_path):
     for a, b in zip(model.parameters(), kept.parameters(), strict=True):
         np.testing.assert_array_equal(a.value.astype(np.float16).astype(np.float32), b.value)
     assert max(path.stat().st_size for path in zoo.WEIGHTS.iterdir()) < 4_000_000
+
+
+# ---- two processes -------------------------------------------------------------------------------
+
+
+def test_two_processes_are_measured_without_mpi_as_well(monkeypatch):
+    monkeypatch.setattr(ranks, "has_mpi", lambda: False)
+    found = ranks.measure(2, [2], [0, 1], epsilon=0.2)
+    assert found["step"].keys() == {0, 1} and found["step"][1][2] > 0 < found["allreduce"]
+    with pytest.raises(RuntimeError, match="the processes failed"):
+        ranks.measure(2, [2], [-1], epsilon=0.2)
