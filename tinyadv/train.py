@@ -159,9 +159,10 @@ def fit(
         argument ``rng`` of a function, or the attribute ``rng`` of a defence. Rank 0 writes the
         checkpoint, on a file system that all of them read; any number of processes can resume it.
     exact : bool
-        With ``comm``: the same numbers as in one process, bit by bit. A network with convolutions
-        and a batch of several pieces (64 examples) are needed for this to be faster than one
-        process. By default the processes exchange less, and the numbers agree up to rounding.
+        With ``comm``: the same numbers as in one process, bit by bit. This is faster than one
+        process only on a CPU, for a network with convolutions, and for a batch of several pieces
+        (64 examples or less). By default the processes exchange less, and the numbers agree up to
+        rounding.
 
     Returns
     -------
