@@ -244,6 +244,7 @@ def _for_rows(name: str, at: int) -> Callable:
     draw = getattr(np.random.Generator, name)
 
     def method(self: Any, *args: Any, **how: Any) -> Any:
+        """As in ``numpy.random.Generator``, for this rank's rows."""
         how |= dict(zip(("size", "dtype"), args[at:], strict=False))
         shape, (rows, n) = np.empty(how.get("size") or (), bool).shape, _rows.get()
         if not shape or shape[0] != rows.stop - rows.start:
