@@ -17,7 +17,7 @@ can take some of the images. *Synchronous data parallelism* does this in every t
 A process that takes part is called a *rank*. Several ranks may run on one machine, and the
 programs talk through *MPI*, the message passing interface of scientific computing.
 
-**Time.** Half a minute on two cores. **You need** lessons 02 (training) and 10 (min-max
+**Time.** Twenty seconds on two cores. **You need** lessons 02 (training) and 10 (min-max
 training). **After this lesson you can** write data-parallel training and the ring algorithm
 that adds up its gradients, count the bytes that it sends, and predict when more machines help.
 """
@@ -244,10 +244,10 @@ cli.table([*header, "speed-up", "efficiency"], rows)
 # ## A model of 64 ranks
 #
 # We have two cores, but can predict what 64 machines would do. A step on one rank takes about
-# a + b m for m images: b is the work for an image, and a the rest, such as the step of the
-# optimizer. A line through the measured times gives both. A network sends a message of k bytes in
-# λ + k/β, with the latency λ and the bandwidth β. The ring sends 2(P − 1) messages, one after
-# another, so
+# a + b m for m images: b is the work for an image, and a the rest, such as Python's overhead in
+# each gradient and the step of the optimizer. A line through the measured times gives both. A
+# network sends a message of k bytes in λ + k/β, with the latency λ and the bandwidth β. The ring
+# sends 2(P − 1) messages, one after another, so
 #
 # $$T(P, m) = a + b\,m + 2(P-1)\,\lambda + 2\,\frac{P-1}{P}\,\frac{4n}{\beta}.$$
 #
