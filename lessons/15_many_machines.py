@@ -294,7 +294,7 @@ assert run.quick or pays["PGD-10"] <= pays["standard"]
 #
 # ## Exercises
 #
-# Stubs are in `lessons/exercises/15.py`; check them with `python -m lessons.exercises 15`.
+# `python -m lessons.exercises 15` gives you stubs (`lessons/exercises/15.py`), and checks them.
 #
 # 1. Combine the gradients of ranks that have different numbers of images.
 # 2. How many bytes does rank 0 send and receive in an allreduce without a ring, and with one?
