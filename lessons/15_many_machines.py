@@ -273,11 +273,11 @@ run.show(plots.efficiency(grid, curves, target), "efficiency")
 assert run.quick or pays["PGD-10"] <= pays["standard"]
 
 # %% [markdown]
-# What separates the two curves is b: an image takes about eleven times as long with PGD. So each
-# rank needs only a small number of images. Standard training of so small a network needs many
-# more, and the batch of all 64 ranks is then as large as a small data set. With a GPU that is a
-# hundred times faster, b is a hundred times smaller, and m a hundred times larger, unless the
-# network between the machines becomes faster as well.
+# What separates the two curves is the time of a step: with PGD-10 both a and b are about eleven
+# times as large, and the ring takes the same time. So each rank needs only a small number of
+# images. Standard training of so small a network needs many more, and the batch of all 64 ranks
+# is then as large as a small data set. On a GPU with a hundredth of a and b, m would have to be a
+# hundred times larger, unless the network between the machines becomes faster as well.
 #
 # ## Limits
 #
