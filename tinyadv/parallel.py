@@ -384,7 +384,7 @@ def by_examples(
             done(pieces[i].stop - pieces[i].start)
         return result
 
-    outputs = _for_each(work, len(pieces), array_module(value_of(some[0])))
+    outputs = _caller(array_module(value_of(some[0])))(work, range(len(pieces)))
 
     def joined(outputs):
         for output, piece in zip(outputs, pieces, strict=True):
@@ -408,11 +408,12 @@ def by_examples(
     return joined(outputs)
 
 
-def _for_each(work: Callable, count: int, xp: Any = np) -> list:
-    """``[work(i) for i in range(count)]``, in threads on a CPU, and shared among the ranks."""
-    if RANKS.get() is not None and not inside():
-        return RANKS.get().share(work, count, xp)
-    return in_threads(work, range(count)) if xp is np else [work(i) for i in range(count)]
+def _caller(xp: Any = np) -> Callable[[Callable, range], list]:
+    """What calls a function for each piece: this thread, or threads on a CPU, or several ranks."""
+    ranks = RANKS.get()
+    if ranks is not None and not inside():
+        return lambda work, pieces: ranks.share(work, len(pieces), xp)
+    return in_threads if xp is np else lambda work, pieces: list(map(work, pieces))
 
 
 def _cut(array: Any, piece: slice) -> Any:
@@ -487,7 +488,7 @@ def _back(wanted, g, y, *inputs, outputs, leaves, is_cut, pieces, start, add):
                 found[k] = Tensor(np.zeros_like(end.value)) if again else np.zeros_like(end.value)
         return found
 
-    found = _for_each(walk, len(pieces))
+    found = _caller()(walk, range(len(pieces)))
     # Each gradient is again the result of pieces, if it is to be differentiated. Then it depends on
     # g as well, and on what else the rules took from outside.
     result, leaves = [], [[*own, part] for own, part in zip(leaves, parts, strict=True)]
