@@ -787,7 +787,11 @@ class CountingObjective(Counts):
         return cross_entropy_objective(model, super().__call__(model, x, y), y)
 
 
-@pytest.mark.parametrize("parts", [{"perturb"}, {"objective"}, {"perturb", "objective"}], ids=str)
+@pytest.mark.parametrize(
+    "parts",
+    [{"perturb"}, {"objective"}, {"perturb", "objective"}],
+    ids=lambda p: " ".join(sorted(p)),
+)
 def test_the_state_of_perturb_and_objective_is_kept(parts, tmp_path):
     def run(crash_at=None, **options):
         steps, model = itertools.count(1), mlp()
