@@ -130,12 +130,12 @@ def test_steps_are_the_medians_of_turns_and_a_lost_worker_is_an_error(profile_gp
     asked = []
 
     class Worker:
-        def __init__(self, library, tf32):
-            self.library, self.tf32, self.times = library, tf32, iter([4.0, 2.0, 8.0])
+        def __init__(self, name, tf32):
+            self.name, self.tf32, self.times = name, tf32, iter([4.0, 2.0, 8.0])
 
         def ask(self, seconds, **request):
-            asked.append((self.library, self.tf32, seconds, request["task"]))
-            return next(self.times) * (1 if self.library == "tinyadv" else 0.5)
+            asked.append((self.name, self.tf32, seconds, request["task"]))
+            return next(self.times) * (1 if self.name == "tinyadv" else 0.5)
 
     monkeypatch.setattr(profile_gpu, "Worker", Worker)
     workers = {}

@@ -59,7 +59,8 @@ def primitive(fun: Function) -> Function:
 
     It is differentiable with respect to its positional arguments, not its keyword arguments. Called
     with arrays only, the operation is ``fun``; with a tensor among its positional arguments it
-    returns a :class:`Tensor` that remembers the call.
+    returns a :class:`Tensor` that remembers the call. Annotate its arguments as ``Array``: a type
+    checker takes them to be the same in both cases.
     """
 
     @functools.wraps(fun)
