@@ -157,6 +157,13 @@ def leaky_relu(draw):
     return (away_from_0(draw), *draw(st.sampled_from([(), (0.2,)]))), {}
 
 
+def relu_between(draw):
+    """With lines whose slopes are the derivative: with others the rule is not, on purpose."""
+    v = away_from_0(draw)
+    slope = np.asarray(1.0 * (v > 0))
+    return (v, slope, slope.copy()), {}
+
+
 def matmul(draw):
     n, k, m = draw(st.tuples(SIDES, SIDES, SIDES))
     batches = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2)).input_shapes
@@ -315,6 +322,7 @@ CASES = {
     "pool_put": pooling("put"),
     "avg_pool2d": pooling("pool"),
     "avg_pool2d_dx": pooling("average's adjoint"),
+    "relu_between": relu_between,
 }
 
 # What is linear, and in which arguments: in each alone, in some together, in all together.

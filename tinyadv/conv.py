@@ -318,7 +318,7 @@ def _checked(x):
     return x
 
 
-def _offsets(size, kernel_size, stride, g=None):
+def window_offsets(size: Shape, kernel_size: Pair, stride: Pair | None, g: Any = None) -> list:
     """For each position (i, j) in a window, the slices that name it in all windows at once.
 
     ``x[offset]`` has shape (N, C, P, Q). Going through these instead of through windows is what
@@ -354,7 +354,7 @@ def max_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None) -> Ar
     -------
     (N, C, P, Q) with P = ⌊(H - kh) / stride⌋ + 1, and Q likewise.
     """
-    parts = [x[offset] for offset in _offsets(_checked(x).shape[2:], kernel_size, stride)]
+    parts = [x[offset] for offset in window_offsets(_checked(x).shape[2:], kernel_size, stride)]
     return _largest(*parts) if len(parts) > 1 else array_module(x).copy(parts[0])
 
 
@@ -365,7 +365,7 @@ def _largest(*parts):
 
 def _winners(x, y, kernel_size, stride=None):
     """For each offset, a mask (N, C, P, Q): is the window's first largest pixel there?"""
-    xp, offsets = array_module(y), _offsets(x.shape[2:], kernel_size, stride)
+    xp, offsets = array_module(y), window_offsets(x.shape[2:], kernel_size, stride)
     if len(offsets) == 1:
         return (xp.ones_like(y, dtype=bool),)
     # As an array, ∞ makes NumPy 2.4 four times faster.
@@ -393,7 +393,7 @@ def _first_largest(y, infinity, *parts):
 @primitive
 def pool_take(x: Array, winners: tuple, *, kernel_size: Pair, stride: Pair | None = None) -> Array:
     """The winners' pixels: (N, C, H, W) -> (N, C, P, Q)."""
-    offsets = _offsets(x.shape[2:], kernel_size, stride)
+    offsets = window_offsets(x.shape[2:], kernel_size, stride)
     return functools.reduce(
         operator.add,
         (ops.masked(x[offset], mask) for offset, mask in zip(offsets, winners, strict=True)),
@@ -409,7 +409,7 @@ def pool_put(
     """Zero images with ``g`` added at the winners' places: (N, C, P, Q) -> (N, C, H, W)."""
     x, (kh, kw) = _zero_images(g, size), pair(kernel_size, "kernel_size", 1)
     sh, sw = (kh, kw) if stride is None else pair(stride, "stride", 1)
-    offsets = _offsets(size, kernel_size, stride, g)
+    offsets = window_offsets(size, kernel_size, stride, g)
     if sh >= kh and sw >= kw:  # windows that do not overlap need no adding up
         _put(ops.bits(g), *winners, *(ops.bits(x)[offset] for offset in offsets))
     else:
@@ -436,7 +436,7 @@ defvjp(pool_put, lambda g, y, g1, winners, *, size, **how: pool_take(g, winners,
 @ops.in_float32
 def avg_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None) -> Array:
     """The mean of every window; arguments and shapes as for :func:`max_pool2d`."""
-    parts = [x[offset] for offset in _offsets(_checked(x).shape[2:], kernel_size, stride)]
+    parts = [x[offset] for offset in window_offsets(_checked(x).shape[2:], kernel_size, stride)]
     return functools.reduce(operator.add, parts) / len(parts)
 
 
@@ -444,7 +444,7 @@ def avg_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None) -> Ar
 @ops.in_float32
 def avg_pool2d_dx(g: Array, *, size: Shape, kernel_size: Pair, stride: Pair | None = None) -> Array:
     """The adjoint of :func:`avg_pool2d`: each pixel of a window gets an equal share."""
-    x, offsets = _zero_images(g, size), _offsets(size, kernel_size, stride, g)
+    x, offsets = _zero_images(g, size), window_offsets(size, kernel_size, stride, g)
     share = g / len(offsets)
     for offset in offsets:
         x[offset] += share

@@ -158,7 +158,7 @@ class Module:
         or ``astype``, which bring other arrays, make a new copy. A module of a class that does not
         promise ``by_example`` is used as it is, with its tensors.
         """
-        return _frozen(self, {})
+        return rebuilt(self, _as_array)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters as NumPy arrays, by name."""
@@ -220,26 +220,41 @@ def _leaves(prefix: str, module: Module, holders: tuple) -> Iterator[tuple[str, 
             yield from _leaves(f"{prefix}{name}.", value, holders)
 
 
-def _frozen(value: Any, twins: dict) -> Any:
-    """The array of a parameter, a module frozen; also within lists, tuples and dictionaries.
+def _as_array(part: Any) -> Any:
+    """What stands in a frozen module in place of this part; None if it is only copied."""
+    if isinstance(part, Tensor):
+        return part.value
+    return part if isinstance(part, Module) and type(part).by_example is False else None
 
-    ``twins`` has the frozen modules by the ``id`` of the original.
+
+def rebuilt(value: Any, change: Callable[[Any], Any], twins: dict | None = None) -> Any:
+    """A copy of a module with other parts; the module itself stays as it is.
+
+    Parameters
+    ----------
+    value : Module
+        Its parts, and theirs, are looked at in lists, tuples and dictionaries, too.
+    change : function
+        ``change(part)`` returns what stands in the place of a module, a tensor or another
+        attribute. ``None`` means that a module is copied, and anything else is shared.
+    twins : dict, optional
+        The copies so far, by the ``id`` of the original: a module that is met again is copied once.
     """
-    if isinstance(value, Tensor):
-        return value.value
+    twins = {} if twins is None else twins
+    changed = change(value)
+    if changed is not None:
+        return changed
     if isinstance(value, Module):
-        if type(value).by_example is False:
-            return value
         if id(value) not in twins:
             twin = twins[id(value)] = copy.copy(value)
-            vars(twin).update({name: _frozen(v, twins) for name, v in vars(value).items()})
+            vars(twin).update({name: rebuilt(v, change, twins) for name, v in vars(value).items()})
         return twins[id(value)]
     if not isinstance(value, (list, tuple, dict)):
         return value
     held = list(value.values() if isinstance(value, dict) else value)
-    parts = [_frozen(part, twins) for part in held]
+    parts = [rebuilt(part, change, twins) for part in held]
     if all(a is b for a, b in zip(parts, held, strict=True)):
-        return value  # with no parameter in it, such as a list that ``__call__`` appends to
+        return value  # nothing in it is changed, as in a list that ``__call__`` appends to
     if isinstance(value, dict):
         copied = copy.copy(value)  # of its own class, such as OrderedDict
         copied.update(zip(value, parts, strict=True))

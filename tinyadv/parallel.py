@@ -116,6 +116,13 @@ def inside() -> bool:
     return _errors.get() is not None
 
 
+@contextmanager
+def uncut() -> Iterator[None]:
+    """Leave batches whole while this is open, as within a piece."""
+    with setting(_errors, _errors.get() if inside() else []):
+        yield
+
+
 class Stopped(BaseException):
     """Ends the work on a piece because another piece failed. No caller gets to see it."""
 

@@ -4,8 +4,12 @@ An attack that succeeds shows that a network can be fooled; an attack that fails
 bound is the opposite: what it excludes cannot happen, but it need not be tight.
 
 interval   bounds on every neuron, layer by layer: fast, loose, and suitable for training
+linear     CROWN: lines around every ReLU, and backprop between them: slower, and much tighter
+split      branch and bound: splits ReLUs until the linear bounds are exact
+exact      the same answer from a mixed-integer linear program, and its relaxation
 """
 
+from tinyadv.verify.exact import Optimum, Program, relaxed_worst_logits, solve
 from tinyadv.verify.interval import (
     certified,
     certified_accuracy,
@@ -14,8 +18,11 @@ from tinyadv.verify.interval import (
     rounded_outward,
     worst_logits,
 )
+from tinyadv.verify.linear import hidden_bounds, linear_worst_logits
+from tinyadv.verify.split import Verdict, decide, exact_accuracy
 
 __all__ = [
-    "certified", "certified_accuracy", "interval_bounds", "interval_rule", "rounded_outward",
-    "worst_logits",
+    "Optimum", "Program", "Verdict", "certified", "certified_accuracy", "decide",
+    "exact_accuracy", "hidden_bounds", "interval_bounds", "interval_rule", 
+    "linear_worst_logits", "relaxed_worst_logits", "rounded_outward", "solve", "worst_logits",
 ]  # fmt: skip

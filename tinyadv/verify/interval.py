@@ -13,20 +13,7 @@ Each layer ignores that its inputs cannot all take their worst values at the sam
 bounds are loose for networks with standard training. They are computed with :mod:`tinyadv.ops`, so
 a network can be trained on them.
 
-Rounding
---------
-A sum of n products, added up in floating-point arithmetic in any order, is off by at most
-γ_n Σ|w_i||x_i|, with γ_n = n u / (1 - n u) and u half the machine epsilon: Higham (2002), "Accuracy
-and stability of numerical algorithms", section 3.1. With ``outward=True`` every bound is moved
-outward by such an error, once for its own arithmetic and once for the network's. What
-:func:`certified` proves is therefore true of the network in exact arithmetic, and as it is computed
-here, in pieces, in a batch of any size, or on a GPU (without TF32).
-
-    M = |m| + r                              the largest input, = max(|l|, |u|)
-    l, u ∓ 2 γ (|W| M + |b|)                 the bounds of a linear layer, rounded outward
-
-If arrays of several precisions meet, u belongs to the coarsest. Where a sum may overflow, the
-bounds are infinite or NaN and prove nothing.
+With ``outward=True`` the bounds hold in spite of rounding: see :mod:`tinyadv.verify.rounding`.
 
 A layer of your own
 -------------------
@@ -53,13 +40,14 @@ import numpy as np
 
 from tinyadv import conv, layers, ops
 from tinyadv.backend import array_module
+from tinyadv.balls import Ball, Linf
 from tinyadv.data import batches
 from tinyadv.inputs import all_logits, as_arrays, check_counts, check_labels, check_pixels, frozen
 from tinyadv.losses import is_label
 from tinyadv.parallel import by_examples, may_cut
 from tinyadv.tensor import Array, value_of
+from tinyadv.verify.rounding import Bounds, magnitude, rounded_outward, rounding_error
 
-Bounds = tuple[Array, Array]  # low and high, arrays or tensors
 RULES: dict[type, Callable] = {}
 
 
@@ -84,7 +72,7 @@ def interval_rule(*kinds: type) -> Callable:
     return register
 
 
-def _kind(model: object) -> type | None:
+def kind_of(model: object) -> type | None:
     """The class in ``RULES`` whose function ``model`` computes, or None."""
     redefined = {name for name, value in getattr(model, "__dict__", {}).items() if callable(value)}
     for kind in type(model).__mro__:
@@ -124,7 +112,7 @@ def interval_bounds(model: layers.Module, low: Array, high: Array, outward: bool
     ValueError
         If sums in float16 are too long for a proof.
     """
-    kind = _kind(model)
+    kind = kind_of(model)
     if kind is None:
         known = ", ".join(sorted(kind.__name__ for kind in RULES))
         raise TypeError(
@@ -199,46 +187,6 @@ def _in_size(layer: layers.Conv2d | layers.Dense, x: Array, bias: bool = True) -
     return conv.conv2d(x, ops.abs(layer.weight), b, **how)  # (N, C, H, W) -> (N, O, P, Q)
 
 
-def magnitude(low: Array, high: Array) -> Array:
-    """The largest magnitude of a number between ``low`` and ``high``: max(|low|, |high|)."""
-    return ops.maximum(ops.abs(low), ops.abs(high))
-
-
-def rounded_outward(low: Array, high: Array, terms: int, size: Array, *inputs: Array) -> Bounds:
-    """Bounds on a sum that hold in spite of rounding, in its own arithmetic and in the network's.
-
-    Parameters
-    ----------
-    low, high : (N, …)
-        Bounds on the sum, as computed.
-    terms : int
-        How many numbers are added up, at most.
-    size : of the shape of the bounds
-        An upper bound on the sum of the magnitudes of these numbers, as computed.
-    *inputs : arrays or tensors
-        What the sum was computed from, if its dtype may be coarser than the dtype of ``size``.
-    """
-    error = _error(terms, size, *inputs)
-    return low - error, high + error
-
-
-def _error(terms: int, size: Array, *inputs: Array) -> Array:
-    """2 γ / (1 - γ) times the size: γ for the bound and γ for the network, of a size off by γ.
-
-    Beside the n products there are the bias, the centre and the radius, their sum, and the addition
-    of the error: 16 roundings are more than all these.
-    """
-    dtype = max((value_of(x).dtype for x in (size, *inputs)), key=lambda d: np.finfo(d).eps)
-    n = (int(terms) + 16) * float(np.finfo(dtype).eps) / 2
-    if n > 0.25:
-        raise ValueError(
-            f"nothing can be proved about sums of {terms} numbers in {dtype}: convert the model "
-            "and the images to float32"
-        )
-    tiny = float(np.finfo(dtype).tiny)  # products may also be too small to be represented
-    return 2 * n / (1 - 2 * n) * size + 4 * int(terms) * tiny
-
-
 def worst_logits(
     model: layers.Module, low: Array, high: Array, y: Array, outward: bool = True
 ) -> Array:
@@ -274,7 +222,7 @@ def worst_logits(
 
 def _gaps(model, outward, low, high, y):
     """The worst logits, and if ``outward`` a bound on |z_k| + |z_y| for each class: each (N, K)."""
-    kind = _kind(model)
+    kind = kind_of(model)
     if kind is layers.Sequential and model.layers:
         *first, last = model.layers
         low, high = interval_bounds(layers.Sequential(*first), low, high, outward)
@@ -309,7 +257,7 @@ def _gaps(model, outward, low, high, y):
     if outward:  # both logits are off
         if kind is not layers.Average:
             size = size + _at(label, size)
-        error = _error(terms, size, *inputs)
+        error = rounding_error(terms, size, *inputs)
         worst, size = worst + ops.masked(error, ~label), size + error
     return worst, size
 
@@ -319,8 +267,13 @@ def _at(label, values):
     return ops.sum(ops.masked(values, label), axis=1, keepdims=True)
 
 
-def certified(model: layers.Module, x: Array, y: Array, epsilon: float) -> Array:
-    """Whether the predicted class is y for all perturbations with ‖δ‖∞ ≤ ε, pixels in [0, 1]: (N,).
+Bound = Callable[..., Array]  # a function such as worst_logits
+
+
+def certified(
+    model: layers.Module, x: Array, y: Array, epsilon: float | Ball, bound: Bound = worst_logits
+) -> Array:
+    """Whether the predicted class is y for all perturbations in a ball, pixels in [0, 1]: (N,).
 
     ``False`` proves nothing, because the bounds are not exact. ``True`` is a proof, in spite of
     rounding: no image x′ of the dtype of ``x`` within ε is misclassified, neither by the network
@@ -329,11 +282,16 @@ def certified(model: layers.Module, x: Array, y: Array, epsilon: float) -> Array
     Parameters
     ----------
     model : Module
-        As for :func:`worst_logits`.
+        As for ``bound``.
     x : (N, …), pixel values 0–1
     y : (N,) integers
-    epsilon : float
-        In pixel values 0–1.
+    epsilon : float or Ball
+        A number is the radius of an L∞ ball, in pixel values 0–1. Intervals replace another ball
+        by the box around it.
+    bound : function
+        ``bound(model, low, high, y)`` returns an upper bound on z_k - z_y for each class k (N, K).
+        Interval bounds by default; :func:`tinyadv.verify.linear_worst_logits` is tighter, and
+        takes L2 and L1 balls into account.
 
     Returns
     -------
@@ -342,42 +300,57 @@ def certified(model: layers.Module, x: Array, y: Array, epsilon: float) -> Array
     Raises
     ------
     TypeError
-        If a layer has no interval rule, or ``x`` is not an array of floating-point numbers.
+        If there are no bounds for a layer, or ``x`` is not an array of floating-point numbers.
     ValueError
         If there are no examples, pixels are outside [0, 1], labels are not N integers from 0 to
         K - 1, or ε is negative; and as for :func:`worst_logits`.
     """
-    return _certified(frozen(model), *_checked(model, x, y, epsilon), epsilon)
+    x, y = checked_for_proof(model, x, y, epsilon)
+    return _certified(frozen(model), x, y, epsilon, bound)
 
 
-def _checked(model: layers.Module, x: Array, y: Array, epsilon: float) -> tuple[Array, Array]:
-    if not epsilon >= 0:
+def checked_for_proof(
+    model: layers.Module, x: Array, y: Array, epsilon: float | Ball
+) -> tuple[Array, Array]:
+    """Images and labels as arrays, after a check of all arguments of :func:`certified`."""
+    if not isinstance(epsilon, Ball) and not epsilon >= 0:
         raise ValueError(f"epsilon must be ≥ 0, got {epsilon}")
     x, y = as_arrays(x, y)
     check_pixels(x)
     return x, check_labels(y, x, all_logits(model, x[:1]).shape[-1])
 
 
-def _certified(model: layers.Module, x: Array, y: Array, epsilon: float) -> Array:
+def box(x: Array, epsilon: float) -> Bounds:
+    """Bounds on the images of the dtype of ``x`` within ε in L∞, pixels in [0, 1]: (N, …)."""
     # Differences of pixels are rounded as well. A float, because NumPy's would make x float64.
     xp, reach = array_module(x), min(float(epsilon), 1) + 2 * float(np.finfo(x.dtype).eps)
-    low, high = xp.clip(x - reach, 0, 1), xp.clip(x + reach, 0, 1)
-    worst = value_of(worst_logits(model, low, high, y))  # (N, K)
-    others = xp.where(is_label(y, worst), -np.inf, worst)
+    return xp.clip(x - reach, 0, 1), xp.clip(x + reach, 0, 1)
+
+
+def _certified(model, x, y, epsilon, bound):
+    ball = epsilon if isinstance(epsilon, Ball) else Linf(epsilon)
+    how = {}
+    if bound is not worst_logits and not isinstance(ball, Linf):
+        # An attack's projection is rounded, too.
+        wider = type(ball)(ball.epsilon * (1 + 100 * float(np.finfo(x.dtype).eps)))
+        how = {"within": (wider, x)}
+    worst = value_of(bound(model, *box(x, ball.epsilon), y, **how))  # (N, K)
+    others = array_module(x).where(is_label(y, worst), -np.inf, worst)
     return others.max(1) < 0  # not ≤: the prediction at a tie depends on the order of the classes
 
 
 def certified_accuracy(
-    model: layers.Module, x: Array, y: Array, epsilon: float, batch_size: int = 500
-) -> float:
+    model: layers.Module, x: Array, y: Array, epsilon: float | Ball, batch_size: int = 500,
+    bound: Bound = worst_logits,
+) -> float:  # fmt: skip
     """The share of examples that are certified, between 0 and 1.
 
-    It is a lower bound on the robust accuracy under any attack with ‖δ‖∞ ≤ ε. Arguments and errors
-    as for :func:`certified`; ``batch_size`` examples are bounded at a time.
+    It is a lower bound on the robust accuracy under any attack within the ball. Arguments and
+    errors as for :func:`certified`; ``batch_size`` examples are bounded at a time.
     """
-    x, y = _checked(model, x, y, epsilon)
+    x, y = checked_for_proof(model, x, y, epsilon)
     check_counts(batch_size=batch_size)
     model, count = frozen(model), 0
     for xb, yb in batches(x, y, batch_size):
-        count = count + _certified(model, xb, yb, epsilon).sum()  # stays on the device
+        count = count + _certified(model, xb, yb, epsilon, bound).sum()  # stays on the device
     return float(count) / len(x)

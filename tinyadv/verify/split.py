@@ -1,0 +1,391 @@
+"""Branch and bound: split ReLUs until linear bounds decide.
+
+    a domain   some ReLUs of a network fixed to one side of their kink, v ≥ 0 or v ≤ 0
+    s v ≥ 0    these constraints, with the sign s of each
+    β ≥ 0      (D, U) a multiplier for each of them
+
+A ReLU between two lines is what makes a linear bound loose. On one side of its kink it is a line
+itself. So where the bound of :mod:`tinyadv.verify.linear` does not decide, the question is split in
+two: v ≥ 0 and v ≤ 0. If both halves are proved, so is the whole; otherwise they are split again.
+After enough splits every ReLU is decided, and the bound is exact up to the constraints themselves.
+
+A constraint helps in two ways. It makes the ReLU a line. And it may be added to what is bounded,
+
+    max_{x: s v ≥ 0}  <c, f(x)>   ≤   max_x  <c, f(x)> + β s v       for any β ≥ 0,
+
+because β s v is never negative where the constraint holds. The gradient of the bound finds good
+multipliers and slopes in the same descent. Wang et al. (2021), "Beta-CROWN: efficient bound
+propagation with per-neuron split constraints for neural network robustness verification".
+
+Each bound has a corner of the box at which its linear function is largest: a candidate for an
+attack. So the search ends with a proof or with an adversarial example, if it may go on long enough.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tinyadv import inputs, layers, ops, optim
+from tinyadv.attacks import pgd
+from tinyadv.balls import Linf, per_example
+from tinyadv.parallel import examples_last, in_threads
+from tinyadv.tensor import Array, Tensor, grad, value_of
+from tinyadv.verify.interval import box, checked_for_proof
+from tinyadv.verify.linear import Region, linear_bound
+from tinyadv.verify.relus import Relu, lines, unstable
+
+IMAGES = 100  # whose first bounds are computed at a time
+BATCH = 128  # domains that are bounded at a time
+TRIED = 16  # ReLUs at which a split is tried
+RATE = 0.2  # of Adam, for slopes and multipliers
+SOLVED, INFEASIBLE = 0, 2  # the status that linprog returns
+CERTAIN = 1e-6  # a linear program is solved up to 1e-7
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of one image.
+
+    Attributes
+    ----------
+    answer : {"proved", "broken", "open"}
+        No perturbation changes the predicted class; one does; the search ended before it knew.
+    x_adv : (…) array or None
+        For "broken", an image within ε that is misclassified.
+    domains : int
+        How many were bounded.
+    seconds : float
+        Of the processor, without what all images of a batch share: the first attack and bounds.
+    """
+
+    answer: str
+    x_adv: Array | None
+    domains: int
+    seconds: float
+
+
+def decide(
+    model: layers.Module, x: Array, y: Array, epsilon: float, *,
+    domains: int = 20_000, steps: int = 3,
+) -> list[Verdict]:  # fmt: skip
+    """Whether any perturbation with ‖δ‖∞ ≤ ε and pixels in [0, 1] changes the predicted class.
+
+    PGD first, then linear bounds, then branch and bound.
+
+    Parameters
+    ----------
+    model : Module
+        As for :func:`tinyadv.verify.hidden_bounds`.
+    x : (N, …), pixel values 0–1
+        NumPy arrays.
+    y : (N,) integers
+    epsilon : float
+        In pixel values 0–1.
+    domains : int
+        The most to be bounded for an image; the answer may then be "open". With 0 there are only
+        the attack and the first bounds.
+    steps : int
+        Steps of gradient descent on the bound of a domain.
+
+    Returns
+    -------
+    list of Verdict
+        One for each image. A proof holds in spite of rounding, see
+        :mod:`tinyadv.verify.rounding`, apart from linear programs, which are trusted up to 1e-6.
+
+    Raises
+    ------
+    TypeError
+        As for :func:`tinyadv.verify.hidden_bounds`; or if the arrays are not NumPy's.
+    ValueError
+        As for :func:`tinyadv.verify.certified`, or if ``domains`` or ``steps`` is out of range.
+    """
+    inputs.check_counts(0, domains=domains)
+    inputs.check_counts(steps=steps)
+    x, y = checked_for_proof(model, x, y, epsilon)
+    if not isinstance(x, np.ndarray):
+        raise TypeError(
+            f"decide takes NumPy arrays, got {type(x).__module__}: move the model there"
+        )
+    epsilon = min(float(epsilon), 1.0)  # the most that a pixel can change
+    model, found = inputs.frozen(model), np.zeros(len(x), object)
+    x_adv = pgd(model, x, y, ball=Linf(epsilon), steps=40, restarts=2)
+    x_adv = np.where(per_example(inputs.predict(model, x) != y, x), x, x_adv)
+    broken = inputs.predict(model, x_adv) != y
+    for i in np.flatnonzero(broken):
+        found[i] = Verdict("broken", x_adv[i], 0, 0.0)
+    left = np.flatnonzero(~broken)
+    for start in range(0, len(left), IMAGES):
+        some = left[start : start + IMAGES]
+        region = Region(model, *box(x[some], epsilon))
+        worst = region.worst_logits(y[some])
+
+        def search(i, some=some, region=region, worst=worst):
+            one = Search(region, i, x[some[i]], int(y[some[i]]), epsilon, worst.shape[1])
+            return one.decide(worst[i], domains, steps)
+
+        found[some] = in_threads(search, range(len(some)))
+    return list(found)
+
+
+def exact_accuracy(
+    model: layers.Module, x: Array, y: Array, epsilon: float, **how: int
+) -> tuple[float, float]:
+    """Two numbers between which the robust accuracy lies: what is proved, and what is not broken.
+
+    They are equal if :func:`decide`, which takes the same arguments, decides every image.
+    """
+    answers = [verdict.answer for verdict in decide(model, x, y, epsilon, **how)]
+    return answers.count("proved") / len(x), 1 - answers.count("broken") / len(x)
+
+
+# ----------------------------------------------------------------------------- a single image
+
+
+@dataclass
+class Domains:
+    """D domains of one image; U of its ReLUs may be on either side of their kink."""
+
+    signs: Array  # (D, U): 1 for v ≥ 0, -1 for v ≤ 0, 0 where there is no constraint
+    slopes: Array  # (D, U): of the lines below
+    betas: Array  # (D, U)
+    rivals: Array  # (D,): the class k that is compared with the label
+    bounds: Array  # (D,): on z_k - z_y
+
+    def __len__(self) -> int:
+        return len(self.rivals)
+
+    def take(self, index: Any) -> Domains:
+        """Some of them."""
+        return Domains(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def joined(self, others: Domains) -> Domains:
+        """These and the others."""
+        parts = ((getattr(d, field.name) for d in (self, others)) for field in fields(self))
+        return Domains(*(np.concatenate(list(part)) for part in parts))
+
+    def split(self, at: Array) -> Domains:
+        """Two halves of each of them, at the ReLUs with these numbers (D,)."""
+        halves = [self.take(slice(None)), self.take(slice(None))]
+        for half, sign in zip(halves, (1, -1), strict=True):
+            half.signs = half.signs.copy()
+            half.signs[np.arange(len(at)), at] = sign
+        return halves[0].joined(halves[1])
+
+
+class Search:
+    """Branch and bound for one image.
+
+    Parameters
+    ----------
+    region : Region
+        With the bounds of all images.
+    i : int
+        The number of the image there.
+    x : (…)
+    y : int
+    epsilon : float
+    classes : int
+    """
+
+    def __init__(self, region: Region, i: int, x: Array, y: int, epsilon: float, classes: int):
+        row = region.rows(np.array([i]))
+        self.model, self.low, self.high, self.hidden = (
+            row[name] for name in ("model", "low", "high", "hidden")
+        )
+        self.region, self.i = region, i
+        self.errors = {None: [error[i : i + 1] for error in region.errors()]}
+        self.y, self.limits = y, (np.clip(x - epsilon, 0, 1), np.clip(x + epsilon, 0, 1))
+        self.classes = classes
+        # For each layer, where its unstable ReLUs are; and in which columns of (D, U).
+        self.at = [np.flatnonzero(unstable(*bounds)) for bounds in self.hidden]
+        ends = np.cumsum([0, *map(len, self.at)])
+        self.columns = [slice(*pair) for pair in pairwise(ends)]
+
+    def decide(self, worst: Array, budget: int, steps: int) -> Verdict:
+        """The answer, given the first bounds on z_k - z_y (K,)."""
+        began, spent = time.thread_time(), 0
+        queue = self.whole(worst)
+        answer, x_adv = "proved", None
+        while len(queue) and answer == "proved":
+            if spent >= budget:
+                answer = "open"
+                break
+            order, most = np.argsort(-queue.bounds), min(BATCH, budget - spent)  # the worst first
+            domains, queue = queue.take(order[:most]), queue.take(order[most:])
+            corners, scores = self.bound(domains, steps)
+            spent += len(domains)
+            x_adv = self.broken_by(corners)
+            alive, leaf = ~(domains.bounds < 0), scores.max(1, initial=-1) < 0
+            for k in np.flatnonzero(alive & leaf):
+                alive[k], corner = self.solve(domains.take(slice(k, k + 1)))
+                x_adv = corner if x_adv is None else x_adv
+            if x_adv is not None:
+                answer = "broken"
+            elif (alive & leaf).any():
+                answer = "open"
+            split = np.flatnonzero(alive & ~leaf)
+            if answer == "proved" and len(split):
+                parents = domains.take(split)
+                queue = queue.joined(parents.split(self.chosen(parents, scores[split])))
+        return Verdict(answer, x_adv, spent, time.thread_time() - began)
+
+    def whole(self, worst: Array) -> Domains:
+        """One domain without constraints for each class that the first bounds leave open."""
+        rivals = np.flatnonzero(~(worst < 0) & (np.arange(len(worst)) != self.y))
+        below = [
+            lines(*bounds)[1].reshape(-1)[at]
+            for bounds, at in zip(self.hidden, self.at, strict=True)
+        ]
+        slopes = np.tile(np.concatenate([np.zeros(0, worst.dtype), *below]), (len(rivals), 1))
+        zeros = np.zeros_like(slopes)
+        return Domains(zeros.astype(np.int8), slopes, zeros, rivals, worst[rivals])
+
+    def row(self, d: Domains) -> dict[str, Any]:
+        """The arguments of :func:`linear_bound`, a row for each domain."""
+        hidden, n = [], len(d)
+        for (low, high), at, columns in zip(self.hidden, self.at, self.columns, strict=True):
+            signs = self.spread(d.signs.T[columns], at, low)
+            hidden.append((np.where(signs > 0, 0, low), np.where(signs < 0, 0, high)))
+        low, high = (examples_last(np.repeat(a, n, 0)) for a in (self.low, self.high))
+        label, rival = (np.arange(self.classes) == k for k in (self.y, d.rivals[:, None]))
+        c = rival.astype(low.dtype) - label
+        return {"model": self.model, "low": low, "high": high, "hidden": hidden, "c": c}
+
+    @staticmethod
+    def spread(values: Any, at: Array, like: Array) -> Any:
+        """(U, D) -> (D, …): values at the unstable ReLUs of a layer, zeros at the others."""
+        shape, n = like.shape[1:], values.shape[1]
+        full = ops.reshape(ops.put_at(values, at, (like[0].size, n)), (*shape, n))
+        return ops.transpose(full, (len(shape), *range(len(shape))))
+
+    def on_layers(self, values: Any) -> list:
+        """(D, U) -> for each layer (D, …)"""
+        by_relu = ops.transpose(values)
+        parts = zip(self.columns, self.at, self.hidden, strict=True)
+        return [self.spread(by_relu[columns], at, low) for columns, at, (low, _) in parts]
+
+    def bound(self, d: Domains, steps: int) -> tuple[Array, Array]:
+        """Find slopes and multipliers with a low bound, and set the bounds of the domains.
+
+        Returns
+        -------
+        corners : (D, …)
+            Images at which the linear functions are largest.
+        scores : (D, U)
+            How much a split may gain; below 0 where there is nothing to split.
+        """
+        row, best = self.row(d), d.bounds + np.inf
+        slopes, betas = Tensor(d.slopes.copy()), Tensor(d.betas.copy())
+        adam = optim.Adam([slopes, betas])
+        for step in range(steps):
+            how = self.lines_of(d, slopes, betas)
+            bound, _, _ = linear_bound(**row, **how, create_graph=True)
+            better = bound.value < best
+            best = np.where(better, bound.value, best)
+            d.slopes = np.where(better[:, None], slopes.value, d.slopes)
+            d.betas = np.where(better[:, None], betas.value, d.betas)
+            if (best < 0).all():
+                break
+            adam.lr = RATE * 0.97**step
+            adam.step(grad(bound.sum(), [slopes, betas]))
+            slopes.value, betas.value = ops.clip(slopes.value, 0, 1), ops.maximum(betas.value, 0)
+
+        how = self.lines_of(d, d.slopes, d.betas)
+        bound, g, relus = linear_bound(**row, **how, errors=self.errors[None])
+        d.bounds = np.fmin(d.bounds, bound)
+        scores = [self.score(relu, at) for relu, at in zip(relus, self.at, strict=True)]
+        corners = np.where(g > 0, self.limits[1], self.limits[0])
+        return corners, np.concatenate([d.slopes[:, :0], *scores], axis=1)  # there may be no ReLU
+
+    def lines_of(self, d: Domains, slopes: Any, betas: Any) -> dict[str, Any]:
+        return {"slopes": self.on_layers(slopes), "multipliers": self.on_layers(betas * d.signs)}
+
+    @staticmethod
+    def score(relu: Relu, at: Array) -> Array:
+        """What the lines of each unstable ReLU may cost: (D, n), -1 where it is decided.
+
+        With g > 0 that is g times the chord's distance at v = 0. With g < 0 the line below is off
+        by at most min(-l, u), and half of that is counted. Bunel et al. (2020), "Branch and bound
+        for piecewise linear neural network verification", score by such distances as well.
+        """
+        low, high, g, above = (
+            a.reshape(len(a), -1)[:, at] for a in (*relu.bounds, relu.g, relu.above)
+        )
+        cost = np.where(g > 0, -g * above * low, -g * np.minimum(-low, high) / 2)
+        return np.where(unstable(low, high), cost, -1)
+
+    def chosen(self, d: Domains, scores: Array) -> Array:
+        """The ReLU at which each domain is split: (D,).
+
+        Of those with the highest scores, the one whose halves have the lowest bounds: what remains
+        to be proved, Σ max(bound, 0) over both halves, counts. De Palma et al. (2021), "Improved
+        branch and bound for neural network verification via Lagrangian decomposition".
+        """
+        tried = np.argsort(-scores, 1)[:, :TRIED]  # (D, T)
+        halves = d.take(np.repeat(np.arange(len(d)), tried.shape[1])).split(tried.reshape(-1))
+        remaining = []
+        for part in (halves.take(slice(i, i + BATCH)) for i in range(0, len(halves), BATCH)):
+            how = self.lines_of(part, part.slopes, part.betas)
+            bound = value_of(linear_bound(**self.row(part), **how)[0])
+            remaining.append(np.clip(bound, 0, part.bounds))
+        total = np.concatenate(remaining).reshape(2, *tried.shape).sum(0)
+        total[np.take_along_axis(scores, tried, 1) < 0] = np.inf  # decided already
+        return np.take_along_axis(tried, total.argmin(1)[:, None], 1)[:, 0]
+
+    def broken_by(self, corners: Array) -> Array | None:
+        """The first of these images that is misclassified."""
+        corners = corners.astype(self.low.dtype)
+        wrong = np.flatnonzero(inputs.predict(self.model, corners) != self.y)
+        return corners[wrong[0]] if len(wrong) else None
+
+    def solve(self, d: Domains) -> tuple[bool, Array | None]:
+        """A domain with no ReLU left to split: whether it is open, and an image that breaks it.
+
+        The network is linear there, and so are the constraints: a linear program.
+        """
+        from scipy.optimize import linprog  # not at the top, because it takes a while
+
+        (g,), (constant,) = self.lines(d)
+        rows, limits = [np.zeros((0, len(g)))], [np.zeros(0)]
+        for layer, columns in enumerate(self.columns):
+            signs = d.signs[0, columns]
+            split, (low, _) = np.flatnonzero(signs), self.hidden[layer]
+            if len(split):
+                c = np.zeros((len(split), low[0].size), low.dtype)
+                c[np.arange(len(split)), self.at[layer][split]] = signs[split]
+                c = c.reshape(-1, *low.shape[1:])
+                found = self.lines(d.take(np.zeros(len(split), int)), c=c, of=layer)
+                rows.append(found[0])
+                limits.append(found[1])
+        box = np.stack([self.low.reshape(-1), self.high.reshape(-1)], axis=1)
+        a, b = -np.concatenate(rows), np.concatenate(limits)
+        if not all(np.isfinite(numbers).all() for numbers in (g, constant, a, b)):
+            return True, None
+        result = linprog(-g, a, b, bounds=box)
+        if result.status == INFEASIBLE or (
+            result.status == SOLVED and constant - result.fun < -CERTAIN
+        ):
+            return False, None
+        if result.status != SOLVED:
+            return True, None
+        x = result.x.reshape(self.low.shape).astype(self.low.dtype)
+        return True, self.broken_by(np.clip(x, *self.limits))
+
+    def lines(self, d: Domains, **how: Any) -> tuple[Array, Array]:
+        """g (D, pixels) and constants (D,) with <c, v> ≤ <g, x> + constant, in spite of rounding.
+
+        Without unstable ReLUs, both sides are equal up to rounding.
+        """
+        of, row = how.get("of"), {**self.row(d), **how}
+        if of not in self.errors:
+            self.errors[of] = [error[self.i : self.i + 1] for error in self.region.errors(of)]
+        bound, g, _ = linear_bound(**row, errors=self.errors[of])
+        middle, radius = (0.5 * (row["high"] + sign * row["low"]) for sign in (1, -1))
+        constant = bound - (abs(g) * radius + g * middle).reshape(len(g), -1).sum(1)
+        return g.reshape(len(g), -1), constant
