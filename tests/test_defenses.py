@@ -822,6 +822,104 @@ def test_bounds_beside_an_attack(xp):
     assert "attack" not in plain.state_dict() and "attack" in objective.state_dict()
 
 
+def test_the_whole_ball_is_the_default_box(xp):
+    model, (x, y) = cnn(xp), batch(xp, dtype=np.float32)
+    low, high = xp.clip(x - 0.15, 0, 1), xp.clip(x + 0.15, 0, 1)
+    plain = cross_entropy(model(x), y)
+    bound = cross_entropy(worst_logits(model, low, high, y, outward=False), y)
+    expected = 0.625 * plain + 0.375 * bound
+    for how in ({}, {"box": 1}, {"bound": worst_logits}, {"attack": lambda model, x, y: x}):
+        objective = IntervalBound(0.2, ramp=(0, 4), kappa=0.5, **how)
+        objective.at(3)
+        loss, _ = objective(model, x, y)
+        same(to_numpy(loss), to_numpy(expected))
+        for g, h in zip(
+            *(grad(each, model.parameters()) for each in (loss, expected)), strict=True
+        ):
+            same(to_numpy(g), to_numpy(h))
+
+
+def boxes(objective, model, x, y):
+    """The limits low and high for which an ``IntervalBound`` computes the bound."""
+    found = []
+
+    def bound(model, low, high, y, outward=False):
+        found.append((to_numpy(low), to_numpy(high)))
+        return worst_logits(model, low, high, y, outward)
+
+    objective.bound = bound
+    objective(model, x, y)
+    return found[-1]  # the first is that of the check
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 10_000), box=st.floats(0.05, 0.95), epsilon=st.sampled_from([0, 0.1, 0.6]),
+    far=st.booleans(),
+)  # fmt: skip
+def test_the_small_box_lies_in_the_ball_and_contains_the_attack(xp, seed, box, epsilon, far):
+    model, (x, y) = cnn(xp, np.float64), batch(xp, seed=seed)
+    delta = Linf(epsilon).random(x, seed) + (5 * xp.sign(x - 0.5) if far else 0)  # or far outside
+    objective = IntervalBound(
+        epsilon, ramp=(0, 0), kappa=0, box=box, attack=lambda model, x, y: x + delta
+    )
+    low, high = boxes(objective, model, x, y)
+    x, x_adv, near = to_numpy(x), to_numpy(x + delta), 1e-12
+    ball = np.clip(x - epsilon, 0, 1), np.clip(x + epsilon, 0, 1)
+    assert (ball[0] <= low).all() and (low <= high).all() and (high <= ball[1]).all()
+    assert (high - low <= 2 * box * epsilon + near).all()
+    x_adv = np.clip(x_adv, *ball)  # if it is far outside, the box touches the surface there
+    assert (low - near <= x_adv).all() and (x_adv <= high + near).all()
+    inner = (ball[0] > 0) & (ball[1] < 1)  # where [0, 1] cuts nothing off
+    close((high - low)[inner], 2 * box * epsilon, atol=near)
+
+
+def test_a_smaller_box_has_a_smaller_loss(xp):
+    """From the loss of the attack, as λ → 0, to that of the whole ball."""
+    model, (x, y) = cnn(xp, np.float64), batch(xp)
+    x_adv = pgd(model, x, y, ball=Linf(0.1), steps=5)
+    loss = lambda box: float(
+        IntervalBound(0.1, ramp=(0, 0), kappa=0, attack=lambda *_: x_adv, box=box)(model, x, y)[0]
+    )
+    losses = [loss(box) for box in (1e-9, 0.1, 0.4, 0.7, 1.0)]
+    assert losses == sorted(losses) and losses[0] < losses[-1]
+    assert losses[0] == pytest.approx(float(cross_entropy(model(x_adv), y)), rel=1e-6)
+    whole, _ = IntervalBound(0.1, ramp=(0, 0), kappa=0)(model, x, y)
+    assert losses[-1] == float(whole)
+
+
+def test_the_small_box_grows_with_epsilon(xp):
+    model, (x, y) = cnn(xp, np.float64), batch(xp, low=0.4, high=0.6)
+    attack = MinMax(Linf(0.2), steps=3, warm_up=4)
+    objective = IntervalBound(0.2, ramp=(0, 4), kappa=0.5, attack=attack, box=0.25)
+    for epoch, epsilon, kappa in [(2, 0.1, 0.75), (4, 0.2, 0.5)]:
+        objective.at(epoch)
+        attack.rng = np.random.default_rng(1)
+        low, high = boxes(objective, model, x, y)
+        close(high - low, 2 * 0.25 * epsilon)
+        attack.rng = np.random.default_rng(1)
+        loss, logits = objective(model, x, y)
+        attack.rng = np.random.default_rng(1)
+        x_adv = attack(model, x, y)
+        same(to_numpy(logits), to_numpy(model(x_adv)))
+        centre = xp.clip(x_adv, x - 0.75 * epsilon, x + 0.75 * epsilon)
+        close(0.5 * (low + high), to_numpy(centre))
+        worst = worst_logits(model, *map(xp.asarray, (low, high)), y, outward=False)
+        expected = kappa * cross_entropy(logits, y) + (1 - kappa) * cross_entropy(worst, y)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_other_bounds_take_the_place_of_intervals(xp):
+    model, (x, y) = cnn(xp, np.float64), batch(xp)
+    twice = lambda model, low, high, y, outward=True: 2 * worst_logits(model, low, high, y, outward)
+    loss, _ = IntervalBound(0.1, ramp=(0, 0), kappa=0.0, bound=twice)(model, x, y)
+    low, high = xp.clip(x - 0.1, 0, 1), xp.clip(x + 0.1, 0, 1)
+    worst = 2 * worst_logits(model, low, high, y, outward=False)
+    assert float(loss) == float(cross_entropy(worst, y))
+    assert all(to_numpy(g).any() for g in grad(loss, model.parameters()[:-1]))
+    assert boxes(IntervalBound(0.1, ramp=(0, 0), bound=twice), model, x, y)
+
+
 def test_the_gradient_of_the_bound():
     model = Sequential(Flatten(), Dense(16, 8, rng=1), Activation("tanh"), Dense(8, 3, rng=2))
     model, (x, y) = model.astype(np.float64), batch()
@@ -873,6 +971,7 @@ SIXTY_FOUR = [
     Trades(L1(np.float64(0.1)), beta=np.float64(2), step_size=np.float64(1), start=np.float64(1)),
     GradientPenalty(np.float64(0.5)),
     IntervalBound(np.float64(0.1), ramp=(np.float64(0), np.float64(1)), kappa=np.float64(0.5)),
+    IntervalBound(np.float64(0.1), attack=MinMax(), box=np.float64(0.5)),
 ]
 
 
@@ -899,6 +998,11 @@ DEFENSES = {
     "IntervalBound": lambda rng: {"objective": IntervalBound(0.1, ramp=(0.5, 1.5))},
     "IntervalBound and MinMax": lambda rng: {
         "objective": IntervalBound(0.1, ramp=(0, 1), attack=MinMax(Linf(0.1), steps=2, rng=rng))
+    },
+    "a small box": lambda rng: {
+        "objective": IntervalBound(
+            0.1, ramp=(0, 1), box=0.5, attack=MinMax(Linf(0.1), steps=2, rng=rng)
+        )
     },
     "MinMax and Trades": lambda rng: {
         "perturb": MinMax(Linf(0.1), steps=1, rng=rng),
@@ -1107,6 +1211,12 @@ OBJECTIVES = [
     (IntervalBound, {"epsilon": 0.1, "ramp": (0, 1)}, {"ramp": (0, 2)}),
     (IntervalBound, {"epsilon": 0.1, "ramp": (0, 1)}, {"ramp": (0.2, 1)}),
     (IntervalBound, {"epsilon": 0.1}, {"attack": MinMax(Linf(0.1))}),
+    (IntervalBound, {"epsilon": 0.1, "ramp": (0, 0), "attack": partial(fgsm, rng=0)}, {"box": 0.5}),
+    (
+        IntervalBound,
+        {"epsilon": 0.1, "ramp": (0, 0)},
+        {"bound": lambda *a, **k: 2 * worst_logits(*a, **k)},
+    ),
 ]
 
 
@@ -1157,6 +1267,11 @@ MISTAKES += [
     (IntervalBound, {"ramp": ("a", 2)}, "ramp .* 0 ≤ start ≤ end"),
     (IntervalBound, {"kappa": "a"}, "kappa must be .* 0 to 1, got .a"),
     (IntervalBound, {"kappa": 1.5}, "kappa must be .* 0 to 1, got 1.5"),
+    *[
+        (IntervalBound, {"box": box}, "box must be a share, 0 < box ≤ 1, got")
+        for box in (0, -0.5, 1.5, np.nan, "a", None)
+    ],
+    (IntervalBound, {"box": 0.4}, "box=0.4 needs an attack .*: give attack"),
 ]
 
 
@@ -1184,6 +1299,11 @@ def test_a_ramp_is_a_pair(ramp):
         IntervalBound(ramp=ramp)
 
 
+def test_a_bound_is_a_function():
+    with pytest.raises(TypeError, match=r"bound must be a function of .*worst_logits, got 'crown'"):
+        IntervalBound(bound="crown")
+
+
 def test_bounds_take_an_attack_that_needs_no_pass_of_its_own():
     with pytest.raises(TypeError, match=r"Free.*MinMax or Fast"):
         IntervalBound(0.1, attack=Free(Linf(0.1)))
@@ -1208,11 +1328,13 @@ def test_an_attack_that_writes_into_its_images_does_not_move_the_bounds():
         x *= 0.5
         return x
 
-    losses = [
-        float(IntervalBound(0.1, ramp=(0, 0), attack=attack)(model, x.copy(), y)[0].value)
-        for attack in (careless, lambda model, x, y: 0.5 * x)
-    ]
-    assert losses[0] == losses[1]
+    for box in (1.0, 0.5):
+        how = {"ramp": (0, 0), "box": box}
+        losses = [
+            float(IntervalBound(0.1, **how, attack=attack)(model, x.copy(), y)[0].value)
+            for attack in (careless, lambda model, x, y: 0.5 * x)
+        ]
+        assert losses[0] == losses[1]
 
 
 def test_states_of_defences_are_checked():

@@ -541,6 +541,13 @@ class IntervalBound(Defense):
     The bounds of an untrained network are far too wide to learn from, so ε grows linearly from 0
     and κ falls linearly from 1, while the network learns to keep the bounds tight.
 
+    With ``attack`` and ``box`` it is one of a family:
+
+        attack   box = λ   κ     the loss
+        none     1         κ     the bound beside the standard loss            Gowal et al. 2018
+        x*       1         κ     the bound beside a lower one, CE(f(x*), y)    MTL-IBP
+        x*       < 1       0     the bound for a small box that contains x*    SABR
+
     Parameters
     ----------
     epsilon : float
@@ -550,31 +557,42 @@ class IntervalBound(Defense):
     kappa : float
         The final weight κ of the standard loss, from 0 to 1.
     attack : callable, optional
-        ``attack(model, x, y) -> x′`` such as :class:`MinMax`. The first term is then CE(f(x′), y),
+        ``attack(model, x, y) -> x*`` such as :class:`MinMax`. The first term is then CE(f(x*), y),
         a lower bound on the inner maximum beside the upper one, if ε and the warm-up of the attack
         match. If it takes an ``rng`` that is not set, it is given the generator of this defence.
         De Palma et al. (2024), "Expressive losses for verified robustness via convex combinations"
         (MTL-IBP).
+    box : float
+        λ, the radius of the box that is bounded, as a share of ε: 0 < λ ≤ 1. By default it is the
+        whole ball. A smaller box, ‖x + δ - x′‖∞ ≤ λε, needs an attack, which searches the whole
+        ball as for MTL-IBP: x′ is the point nearest to x* within (1 - λ)ε of x. The box therefore
+        lies in the ball, and x* in the box, whose bound is tighter but proves nothing about the
+        rest of the ball. Müller et al. (2023), "Certified training: small boxes are all you need"
+        (SABR), section 3; they take κ = 0, and λ = 0.6 for MNIST at ε = 0.3.
+    bound : callable
+        ``bound(model, low, high, y, outward=False) -> ẑ``, a tensor (N, K) with the bounds that
+        :func:`tinyadv.verify.worst_logits` describes, for other bounds than those of intervals.
 
     Raises
     ------
     TypeError
-        If ``ramp`` is not a pair, ``attack`` is a :class:`Free`, or the network has a layer without
-        an interval rule.
+        If ``ramp`` is not a pair, ``attack`` is a :class:`Free`, ``bound`` is not a function, or
+        the network has a layer without an interval rule.
     ValueError
-        If an argument is out of range, or a checkpoint was written with an attack and there is none
-        now, or vice versa.
+        If an argument is out of range, ``box`` is below 1 without an attack, or a checkpoint was
+        written with an attack and there is none now, or vice versa.
     """
 
     attack: Any  # it may have at(), state_dict() and load_state_dict()
 
     def __init__(
         self, epsilon: float = 0.3, *, ramp: tuple[float, float] = (1.0, 10.0), kappa: float = 0.5,
-        attack: Callable | None = None,
+        attack: Callable | None = None, box: float = 1.0, bound: Callable = worst_logits,
     ):  # fmt: skip
         super().__init__()
         inputs.check_numbers(epsilon=epsilon)
         inputs.check_shares(kappa=kappa)
+        inputs.check_each("a share, 0 < box ≤ 1", lambda share: 0 < share <= 1, box=box)
         inputs.check_ball(Linf(epsilon))
         if not isinstance(ramp, (tuple, list)) or len(ramp) != 2:
             raise TypeError(f"ramp must be a pair of epochs (start, end), got {ramp!r}")
@@ -584,8 +602,15 @@ class IntervalBound(Defense):
         if hasattr(attack, "train_batch"):
             name = type(attack).__name__
             raise TypeError(f"attack must return images, not train as {name}: use MinMax or Fast")
-        self.epsilon, self.kappa = float(epsilon), float(kappa)
-        self.ramp, self.attack = ramp, attack
+        if box < 1 and attack is None:
+            raise ValueError(f"box={box:g} needs an attack that says where the box is: give attack")
+        if not callable(bound):
+            raise TypeError(
+                "bound must be a function of (model, low, high, y, outward) such as "
+                f"verify.worst_logits, got {bound!r}"
+            )
+        self.epsilon, self.kappa, self.box = float(epsilon), float(kappa), float(box)
+        self.ramp, self.attack, self.bound = ramp, attack, bound
 
     def at(self, epoch: float) -> None:
         self.share = ramp(epoch, *self.ramp)
@@ -597,18 +622,24 @@ class IntervalBound(Defense):
         if not self.looked:
             self._check_once(model, x, y)
             if self.kappa < 1:  # raises an error now if a layer has no interval rule
-                worst_logits(model, x[:1], x[:1], y[:1], outward=False)
+                self.bound(model, x[:1], x[:1], y[:1], outward=False)
         kappa = 1 - self.share * (1 - self.kappa)
         if kappa < 1:  # otherwise the bound has no weight
             xp, epsilon = array_module(x), self.share * self.epsilon
             low, high = xp.clip(x - epsilon, 0, 1), xp.clip(x + epsilon, 0, 1)
+            if self.box < 1:  # its centre is to be between these
+                room = (1 - self.box) * epsilon
+                least, most = xp.clip(x - room, 0, 1), xp.clip(x + room, 0, 1)
         if self.attack is not None:
             x = with_generator(self.attack, self.rng)(model, x, y)
         logits = model(x)
         loss = cross_entropy(logits, y)
         if kappa == 1:
             return loss, logits
-        bound = cross_entropy(worst_logits(model, low, high, y, outward=False), y)
+        if self.box < 1:
+            centre, radius = xp.clip(x, least, most), self.box * epsilon
+            low, high = xp.maximum(low, centre - radius), xp.minimum(high, centre + radius)
+        bound = cross_entropy(self.bound(model, low, high, y, outward=False), y)
         return kappa * loss + (1 - kappa) * bound, logits
 
     def state_dict(self) -> dict:
