@@ -140,6 +140,48 @@ def test_it_never_contradicts_branch_and_bound(kind):
     assert answers.count("open") <= 2
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1.0, 1e6, 1e10, 1e20])
+def test_no_scale_of_the_weights_makes_a_false_proof(scale):
+    """The solver's tolerances are absolute, so constraints have to be scaled."""
+    for seed in (0, 1):
+        model, rng = models.mlp((3, 4, 4, 3), seed).astype(np.float64), np.random.default_rng(seed)
+        for p in model.parameters():
+            if p.ndim == 1:
+                p.value[...] = 0.3 * rng.standard_normal(p.shape)
+        for p in model[1].parameters():
+            p.value *= scale
+        x = rng.random((20, 3))
+        y = model.frozen()(x).argmax(1)
+        exact, split = (f(model, x, y, 0.3) for f in (verify.solve, verify.decide))
+        for a, b in zip(exact, split, strict=True):
+            assert {a.answer, b.answer} != {"proved", "broken"}
+        assert sum("open" in (a.answer, b.answer) for a, b in zip(exact, split, strict=True)) < 4
+
+
+def test_bounds_that_overflow_are_refused():
+    model = models.mlp((3, 4, 4, 3), 1).astype(np.float64)
+    for p in model.parameters():
+        p.value *= 1e160
+    refused = pytest.raises(ValueError, match="bounds on hidden neurons overflow")
+    with np.errstate(all="ignore"), refused:
+        verify.Program(model, np.zeros((1, 3)), np.ones((1, 3)))
+
+
+def test_a_network_that_ignores_its_input_is_refused():
+    class Constant(layers.Module):
+        by_example = True
+
+        def __call__(self, x):
+            return np.zeros((len(x), 3))
+
+    @interval_rule(Constant)
+    def constant(model, low, high, outward):
+        return np.zeros((len(low), 3)), np.zeros((len(low), 3))
+
+    with pytest.raises(TypeError, match="ignores its input"):
+        verify.linear_worst_logits(Constant(), np.zeros((1, 3)), np.ones((1, 3)), np.array([0]))
+
+
 def test_an_image_that_breaks_is_within_epsilon():
     model, x = network("perceptron", 3)[0], np.random.default_rng(3).random((20, 3))
     y = model.frozen()(x).argmax(1)

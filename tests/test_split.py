@@ -368,5 +368,5 @@ def test_arrays_of_a_device_are_refused(device):
     y = np.zeros(len(x), int)
     for p in net.parameters():
         p.value = device.asarray(p.value)
-    with pytest.raises(TypeError, match="decide takes NumPy arrays, got"):
+    with pytest.raises(TypeError, match="expected NumPy arrays, got"):
         decide(net, device.asarray(x), device.asarray(y), 0.1)

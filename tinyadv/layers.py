@@ -221,7 +221,7 @@ def _leaves(prefix: str, module: Module, holders: tuple) -> Iterator[tuple[str, 
 
 
 def _as_array(part: Any) -> Any:
-    """What stands in a frozen module in place of this part; None if it is only copied."""
+    """What a frozen module has in place of this part; None if it is only copied."""
     if isinstance(part, Tensor):
         return part.value
     return part if isinstance(part, Module) and type(part).by_example is False else None
@@ -235,8 +235,8 @@ def rebuilt(value: Any, change: Callable[[Any], Any], twins: dict | None = None)
     value : Module
         Its parts, and theirs, are looked at in lists, tuples and dictionaries, too.
     change : function
-        ``change(part)`` returns what stands in the place of a module, a tensor or another
-        attribute. ``None`` means that a module is copied, and anything else is shared.
+        ``change(part)`` returns the replacement of a module, a tensor or another attribute.
+        ``None`` means that a module is copied, and anything else is shared.
     twins : dict, optional
         The copies so far, by the ``id`` of the original: a module that is met again is copied once.
     """

@@ -14,8 +14,10 @@ no variables: h is v or 0. The coefficients come from the tape. Each ReLU's outp
 then the gradients of v, one row for each neuron, are the coefficients of what v is computed from.
 
 The solver is HiGHS, by way of :func:`scipy.optimize.milp`. Its answers are exact up to its
-tolerance, about 1e-6, and are about the network in exact arithmetic. It looks at no structure that
-a network has, and is slower than :mod:`tinyadv.verify.split`, against which it is tested.
+tolerance and are about the network in exact arithmetic. The tolerance is absolute, about 1e-6, so
+h and its constraints are in units of the largest |v|, and <c, f(x)> in units of its largest term.
+The solver knows nothing of networks and is slower than :mod:`tinyadv.verify.split`, against which
+it is tested.
 """
 
 from __future__ import annotations
@@ -27,16 +29,12 @@ from typing import Any
 import numpy as np
 
 from tinyadv import inputs, layers
-from tinyadv.attacks import pgd
-from tinyadv.balls import Linf, per_example
 from tinyadv.layers import rebuilt
 from tinyadv.tensor import Array, Tensor, grad, tape, value_of
-from tinyadv.verify.interval import box, checked_for_proof
+from tinyadv.verify.interval import box
 from tinyadv.verify.linear import hidden_bounds, linear_worst_logits
 from tinyadv.verify.relus import opened, run, unstable, widen
-from tinyadv.verify.split import Verdict
-
-SOLVED, INFEASIBLE = 0, 2  # the status that SciPy returns
+from tinyadv.verify.split import CERTAIN, INFEASIBLE, Verdict, attacked, check_numpy
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,18 @@ class Program:
     Raises
     ------
     TypeError
-        As for :func:`tinyadv.verify.hidden_bounds`.
+        As for :func:`tinyadv.verify.hidden_bounds`; or if the arrays are not NumPy's.
+    ValueError
+        If bounds on hidden neurons overflow.
     """
 
     def __init__(self, model: layers.Module, low: Array, high: Array):
+        check_numpy(low, high)
         model = rebuilt(inputs.frozen(model), _in_float64)
         low, high = low.astype(np.float64), high.astype(np.float64)
         hidden = hidden_bounds(model, low, high)
+        if not all(np.isfinite(bound).all() for bounds in hidden for bound in bounds):
+            raise ValueError("bounds on hidden neurons overflow: look for huge or NaN weights")
         network, relus = opened(model, hidden, cut=True)
         image = Tensor(0.5 * (low + high))
         z = run(network, image)
@@ -106,15 +109,17 @@ class Program:
             W, b = self._function(relu.v, leaves, known)  # of v: (neurons, n), (neurons,)
             least, most = (bound.reshape(-1) for bound in relu.bounds)  # l and u
             open_, on = np.flatnonzero(unstable(least, most)), least >= 0
+            unit = np.maximum(-least, most)[open_]  # of h, a column each
+            v, constant = W[open_] / unit[:, None], b[open_] / unit
+            least, most = least[open_] / unit, most[open_] / unit
             h, a = np.zeros((2, len(open_), n))
-            columns = at + np.arange(len(open_))
-            h[np.arange(len(open_)), columns] = a[np.arange(len(open_)), columns + self.choices] = 1
-            self.high[columns], at = most[open_], at + len(open_)
-            v, constant, least, most = W[open_], b[open_], least[open_], most[open_]
+            columns, each = at + np.arange(len(open_)), np.arange(len(open_))
+            h[each, columns] = a[each, columns + self.choices] = 1
+            self.high[columns], at = most, at + len(open_)
             self.rows += [v - h, h - v - least[:, None] * a, h - most[:, None] * a]
             self.limits += [-constant, constant - least, np.zeros(len(open_))]
             W, b = W * on[:, None], b * on
-            W[open_] = h
+            W[open_] = unit[:, None] * h
             known[id(relu.h)] = W, b
             leaves.append(relu.h)
         self.logits = self._function(z, leaves, known)  # (K, n), (K,)
@@ -147,7 +152,8 @@ class Program:
         relaxed : bool
             Solve the relaxation, a linear program.
         at_least : float, optional
-            Only whether any input reaches this, and stop at the first that does: this is faster.
+            Only whether any input reaches this, up to 1e-6 of the largest term, and stop at the
+            first that does: this is faster.
         seconds : float
             The solver's limit of time.
         """
@@ -155,14 +161,16 @@ class Program:
         from scipy.sparse import csr_array
 
         W, b = c @ self.logits[0], float(c @ self.logits[1])
+        size = float((abs(W) * np.maximum(abs(self.low), abs(self.high))).max()) or 1.0
         rows, limits = self.rows, self.limits
         options: dict[str, Any] = {"time_limit": seconds}
         if at_least is not None:
-            rows, limits = [*rows, -W[None]], [*limits, np.array([b - at_least])]
+            rows = [*rows, -W[None] / size]
+            limits = [*limits, np.array([(b - at_least) / size + CERTAIN])]
             options["mip_rel_gap"] = np.inf
         constraints = LinearConstraint(csr_array(np.concatenate(rows)), ub=np.concatenate(limits))
         result = milp(
-            -W, integrality=self.whole & (not relaxed), bounds=Bounds(self.low, self.high),
+            -W / size, integrality=self.whole & (not relaxed), bounds=Bounds(self.low, self.high),
             constraints=constraints, options=options,
         )  # fmt: skip
         nodes = int(result.get("mip_node_count") or 0)
@@ -170,7 +178,7 @@ class Program:
             return Optimum(-np.inf, -np.inf, None, nodes)
         value = -np.inf if result.x is None else float(W @ result.x + b)
         dual = result.fun if relaxed else result.get("mip_dual_bound")
-        bound = np.inf if dual is None else max(b - dual, value)
+        bound = np.inf if dual is None else max(b - size * dual, value)
         x = None if result.x is None else result.x[: np.prod(self.shape, dtype=int)]
         return Optimum(bound, value, x if x is None else x.reshape(self.shape), nodes)
 
@@ -185,6 +193,19 @@ def relaxed_worst_logits(model: layers.Module, low: Array, high: Array, y: Array
 
     A bound up to the solver's tolerance, with 0 for the label. It is as tight as linear bounds with
     the best slopes, or tighter; only behind max pooling intervals may be tighter still.
+
+    Parameters
+    ----------
+    model : Module
+        As for :func:`tinyadv.verify.hidden_bounds`.
+    low, high : (N, …)
+        NumPy arrays, the box in which the inputs lie.
+    y : (N,) integers
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :class:`Program`.
     """
     worst = []
     for i in range(len(low)):
@@ -213,13 +234,16 @@ def solve(
     -------
     list of Verdict
         ``domains`` counts the linear programs that the solver has branched on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`tinyadv.verify.decide` and :class:`Program`, and if ``seconds`` is not above
+        0.
     """
     inputs.check_positive(seconds=seconds)
-    x, y = checked_for_proof(model, x, y, epsilon)
-    model, verdicts = inputs.frozen(model), []
-    x_adv = pgd(model, x, y, ball=Linf(epsilon), steps=40)
-    x_adv = np.where(per_example(inputs.predict(model, x) != y, x), x, x_adv)
-    broken = inputs.predict(model, x_adv) != y
+    x, y, x_adv, broken = attacked(model, x, y, epsilon)
+    model, verdicts, epsilon = inputs.frozen(model), [], min(float(epsilon), 1.0)
     low, high = box(x, epsilon)
     worst = value_of(linear_worst_logits(model, low, high, y))
     unit = np.eye(worst.shape[1])

@@ -188,8 +188,9 @@ def _in_size(layer: layers.Conv2d | layers.Dense, x: Array, bias: bool = True) -
 
 
 def worst_logits(
-    model: layers.Module, low: Array, high: Array, y: Array, outward: bool = True
-) -> Array:
+    model: layers.Module, low: Array, high: Array, y: Array, outward: bool = True, *,
+    within: tuple[Ball, Array] | None = None,
+) -> Array:  # fmt: skip
     """For each class k an upper bound on z_k - z_y, with 0 for the label: (N, K).
 
     These are the worst logits that the bounds allow, so their cross-entropy is an upper bound on
@@ -208,6 +209,8 @@ def worst_logits(
     y : (N,) integers
     outward : bool
         As for :func:`interval_bounds`.
+    within : (Ball, x), optional
+        Ignored: intervals know of boxes only. :func:`tinyadv.verify.linear_worst_logits` uses it.
 
     Raises
     ------
@@ -290,8 +293,8 @@ def certified(
         by the box around it.
     bound : function
         ``bound(model, low, high, y)`` returns an upper bound on z_k - z_y for each class k (N, K).
-        Interval bounds by default; :func:`tinyadv.verify.linear_worst_logits` is tighter, and
-        takes L2 and L1 balls into account.
+        For an L2 or L1 ball it is also given ``within=(ball, x)``. Interval bounds by default;
+        :func:`tinyadv.verify.linear_worst_logits` is tighter, and takes the ball into account.
 
     Returns
     -------
@@ -330,7 +333,7 @@ def box(x: Array, epsilon: float) -> Bounds:
 def _certified(model, x, y, epsilon, bound):
     ball = epsilon if isinstance(epsilon, Ball) else Linf(epsilon)
     how = {}
-    if bound is not worst_logits and not isinstance(ball, Linf):
+    if not isinstance(ball, Linf):
         # An attack's projection is rounded, too.
         wider = type(ball)(ball.epsilon * (1 + 100 * float(np.finfo(x.dtype).eps)))
         how = {"within": (wider, x)}

@@ -176,6 +176,7 @@ class Region:
             raise TypeError(f"no linear bounds for {within[0]!r}: use Linf, L2 or L1")
         self.network, relus = opened(model, found=self._found)
         self.hidden: list[Any] = [None] * len(relus)
+        self._errors: dict[int | None, list[Array]] = {}
 
     def find(self, bounds: Callable, *args: Any) -> Any:
         """``bounds(network, low, high, *args)``, interval bounds that also fill ``hidden``."""
@@ -199,9 +200,13 @@ class Region:
         """What rounding adds to a bound, for each node of its tape: (N, …)."""
         if not self.outward:
             return []
+        if of in self._errors:
+            return self._errors[of]
         network, relus = opened(self.model, self.hidden, stop=of)
         image = Tensor(0.5 * (self.low + self.high))
-        return rounding_errors(run(network, image), image, self.low, self.high, relus)
+        found = rounding_errors(run(network, image), image, self.low, self.high, relus)
+        self._errors[of] = found
+        return found
 
     def _found(self, k, low, high):
         if self.hidden[k] is not None:
@@ -303,8 +308,8 @@ def linear_worst_logits(
 ) -> Any:  # fmt: skip
     """For each class k an upper bound on z_k - z_y, with 0 for the label: (N, K).
 
-    It is the tighter of the linear bound (CROWN) and that of intervals, which takes the bounds on
-    hidden neurons into account. See :func:`tinyadv.verify.worst_logits`, whose place it can take in
+    It is the tighter of the linear bound (CROWN) and the bound by intervals, which takes the bounds
+    on hidden neurons into account. It can take the place of :func:`tinyadv.verify.worst_logits` in
     :func:`tinyadv.verify.certified` and in :class:`tinyadv.defenses.IntervalBound`.
 
     Parameters

@@ -32,8 +32,8 @@ from tinyadv.verify.rounding import Bounds, magnitude, rounded_outward, rounding
 def relu_between(v: Array, above: Array, below: Array) -> Array:
     """relu(v), whose gradient rule applies the slopes of two lines.
 
-    A positive gradient is multiplied by the slope of the line above, a negative one by that of the
-    line below. See :mod:`tinyadv.verify.linear`.
+    A positive gradient is multiplied by the slope of the line above, a negative one by the slope of
+    the line below. See :mod:`tinyadv.verify.linear`.
     """
     return ops.relu(v)
 
@@ -49,8 +49,8 @@ defvjp(
 def lines(low: Array, high: Array, slope: Array | None = None) -> tuple[Array, Array]:
     """The slopes of the lines above and below relu(v) for low ≤ v ≤ high.
 
-    Above it is the chord's. ``slope``, from 0 to 1, is that of the line below where low < 0 < high;
-    by default it is 0 or 1, whichever leaves the smaller area between the lines.
+    The line above is the chord. ``slope``, from 0 to 1, is the slope of the line below where
+    low < 0 < high; by default 0 or 1, whichever leaves the smaller area between the lines.
     """
     down, up = 0.5 * ops.minimum(low, 0), 0.5 * ops.maximum(high, 0)  # no difference overflows
     dtype = value_of(up).dtype
@@ -245,9 +245,12 @@ def run(network: layers.Module, image: Tensor) -> Any:
     """What an opened network returns, or what goes into the ReLU at which the pass stops."""
     try:
         with uncut():
-            return network(image)
+            y = network(image)
     except Reached as reached:
-        return reached.args[0]
+        y = reached.args[0]
+    if not isinstance(y, Tensor):
+        raise TypeError("the network ignores its input: there is nothing to bound")
+    return y
 
 
 def widen(nodes: list[Tensor], rows: int) -> None:
@@ -330,7 +333,9 @@ def rounding_errors(y: Tensor, image: Tensor, low: Array, high: Array, relus: li
     """
     bounds = {id(relu.h): relu.bounds for relu in relus if relu.h is not None}
     nodes, largest, errors = linear_nodes(y, image), {}, []
-    numbers = sum(node.size for node in nodes) // len(low)  # that a bound adds up, in float64
+    numbers = sum(node.size for node in nodes) // max(
+        len(low), 1
+    )  # that a bound adds up, in float64
     uses = Counter(id(arg) for node in nodes for arg in node.args)  # whose gradients add up
     for node in nodes:
         terms = 1, 1

@@ -44,7 +44,7 @@ BATCH = 128  # domains that are bounded at a time
 TRIED = 16  # ReLUs at which a split is tried
 RATE = 0.2  # of Adam, for slopes and multipliers
 SOLVED, INFEASIBLE = 0, 2  # the status that linprog returns
-CERTAIN = 1e-6  # a linear program is solved up to 1e-7
+CERTAIN = 1e-6  # to which a solver is trusted, in units of the largest term; HiGHS's is 1e-7
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Verdict:
     Attributes
     ----------
     answer : {"proved", "broken", "open"}
-        No perturbation changes the predicted class; one does; the search ended before it knew.
+        No perturbation changes the predicted class; one does; the search ended before it knew, or
+        what is left to prove is smaller than the rounding errors.
     x_adv : (…) array or None
         For "broken", an image within ε that is misclassified.
     domains : int
@@ -96,7 +97,8 @@ def decide(
     -------
     list of Verdict
         One for each image. A proof holds in spite of rounding, see
-        :mod:`tinyadv.verify.rounding`, apart from linear programs, which are trusted up to 1e-6.
+        :mod:`tinyadv.verify.rounding`, apart from linear programs, which are trusted up to 1e-6 of
+        their largest term.
 
     Raises
     ------
@@ -107,16 +109,8 @@ def decide(
     """
     inputs.check_counts(0, domains=domains)
     inputs.check_counts(steps=steps)
-    x, y = checked_for_proof(model, x, y, epsilon)
-    if not isinstance(x, np.ndarray):
-        raise TypeError(
-            f"decide takes NumPy arrays, got {type(x).__module__}: move the model there"
-        )
-    epsilon = min(float(epsilon), 1.0)  # the most that a pixel can change
-    model, found = inputs.frozen(model), np.zeros(len(x), object)
-    x_adv = pgd(model, x, y, ball=Linf(epsilon), steps=40, restarts=2)
-    x_adv = np.where(per_example(inputs.predict(model, x) != y, x), x, x_adv)
-    broken = inputs.predict(model, x_adv) != y
+    x, y, x_adv, broken = attacked(model, x, y, epsilon)
+    model, found, epsilon = inputs.frozen(model), np.zeros(len(x), object), min(float(epsilon), 1.0)
     for i in np.flatnonzero(broken):
         found[i] = Verdict("broken", x_adv[i], 0, 0.0)
     left = np.flatnonzero(~broken)
@@ -133,12 +127,52 @@ def decide(
     return list(found)
 
 
+def check_numpy(*arrays: Array) -> None:
+    """Raise TypeError unless these are NumPy arrays: solvers take no others."""
+    for a in arrays:
+        if not isinstance(a, np.ndarray):
+            got = type(a).__module__
+            raise TypeError(
+                f"expected NumPy arrays, got {got}: use to_numpy, and model.to('numpy')"
+            )
+
+
+def attacked(
+    model: layers.Module, x: Array, y: Array, epsilon: float
+) -> tuple[Array, Array, Array, Array]:
+    """Images and labels as arrays, PGD's examples (N, …), and which are misclassified (N,).
+
+    Arguments and errors as for :func:`decide`. Where x is misclassified, the example is x itself.
+    """
+    x, y = checked_for_proof(model, x, y, epsilon)
+    check_numpy(x)
+    ball = Linf(min(float(epsilon), 1.0))  # the most that a pixel can change
+    x_adv = pgd(inputs.frozen(model), x, y, ball=ball, steps=40, restarts=2)
+    x_adv = np.where(per_example(inputs.predict(model, x) != y, x), x, x_adv)
+    return x, y, x_adv, inputs.predict(model, x_adv) != y
+
+
 def exact_accuracy(
     model: layers.Module, x: Array, y: Array, epsilon: float, **how: int
 ) -> tuple[float, float]:
     """Two numbers between which the robust accuracy lies: what is proved, and what is not broken.
 
-    They are equal if :func:`decide`, which takes the same arguments, decides every image.
+    They are equal if :func:`decide` decides every image.
+
+    Parameters
+    ----------
+    model, x, y, epsilon, **how
+        As for :func:`decide`.
+
+    Returns
+    -------
+    low, high : float
+        Shares of the N images, between 0 and 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`decide`.
     """
     answers = [verdict.answer for verdict in decide(model, x, y, epsilon, **how)]
     return answers.count("proved") / len(x), 1 - answers.count("broken") / len(x)
@@ -199,7 +233,6 @@ class Search:
             row[name] for name in ("model", "low", "high", "hidden")
         )
         self.region, self.i = region, i
-        self.errors = {None: [error[i : i + 1] for error in region.errors()]}
         self.y, self.limits = y, (np.clip(x - epsilon, 0, 1), np.clip(x + epsilon, 0, 1))
         self.classes = classes
         # For each layer, where its unstable ReLUs are; and in which columns of (D, U).
@@ -297,13 +330,14 @@ class Search:
             slopes.value, betas.value = ops.clip(slopes.value, 0, 1), ops.maximum(betas.value, 0)
 
         how = self.lines_of(d, d.slopes, d.betas)
-        bound, g, relus = linear_bound(**row, **how, errors=self.errors[None])
+        bound, g, relus = linear_bound(**row, **how, errors=self.errors())
         d.bounds = np.fmin(d.bounds, bound)
         scores = [self.score(relu, at) for relu, at in zip(relus, self.at, strict=True)]
         corners = np.where(g > 0, self.limits[1], self.limits[0])
         return corners, np.concatenate([d.slopes[:, :0], *scores], axis=1)  # there may be no ReLU
 
     def lines_of(self, d: Domains, slopes: Any, betas: Any) -> dict[str, Any]:
+        """Slopes and multipliers (D, U) as arguments of :func:`linear_bound`."""
         return {"slopes": self.on_layers(slopes), "multipliers": self.on_layers(betas * d.signs)}
 
     @staticmethod
@@ -352,7 +386,7 @@ class Search:
         from scipy.optimize import linprog  # not at the top, because it takes a while
 
         (g,), (constant,) = self.lines(d)
-        rows, limits = [np.zeros((0, len(g)))], [np.zeros(0)]
+        rows, limits = [], []
         for layer, columns in enumerate(self.columns):
             signs = d.signs[0, columns]
             split, (low, _) = np.flatnonzero(signs), self.hidden[layer]
@@ -363,13 +397,17 @@ class Search:
                 found = self.lines(d.take(np.zeros(len(split), int)), c=c, of=layer)
                 rows.append(found[0])
                 limits.append(found[1])
-        box = np.stack([self.low.reshape(-1), self.high.reshape(-1)], axis=1)
-        a, b = -np.concatenate(rows), np.concatenate(limits)
-        if not all(np.isfinite(numbers).all() for numbers in (g, constant, a, b)):
+        low, high = self.low.reshape(-1), self.high.reshape(-1)
+        a, b = -np.concatenate([g[None], *rows]), np.concatenate([constant[None], *limits])
+        # The solver's tolerance is absolute, so each row is in units of its largest term.
+        size = np.fmax((abs(a) * np.maximum(abs(low), abs(high))).max(1), abs(b))
+        size = np.where(size > 0, size, 1)
+        a, b = a / size[:, None], b / size
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
             return True, None
-        result = linprog(-g, a, b, bounds=box)
+        result = linprog(a[0], a[1:], b[1:] + CERTAIN, bounds=np.stack([low, high], axis=1))
         if result.status == INFEASIBLE or (
-            result.status == SOLVED and constant - result.fun < -CERTAIN
+            result.status == SOLVED and b[0] - result.fun < -CERTAIN
         ):
             return False, None
         if result.status != SOLVED:
@@ -377,15 +415,17 @@ class Search:
         x = result.x.reshape(self.low.shape).astype(self.low.dtype)
         return True, self.broken_by(np.clip(x, *self.limits))
 
+    def errors(self, of: int | None = None) -> list[Array]:
+        """What rounding adds to a bound, for each node of its tape: (1, …)."""
+        return [error[self.i : self.i + 1] for error in self.region.errors(of)]
+
     def lines(self, d: Domains, **how: Any) -> tuple[Array, Array]:
         """g (D, pixels) and constants (D,) with <c, v> ≤ <g, x> + constant, in spite of rounding.
 
         Without unstable ReLUs, both sides are equal up to rounding.
         """
-        of, row = how.get("of"), {**self.row(d), **how}
-        if of not in self.errors:
-            self.errors[of] = [error[self.i : self.i + 1] for error in self.region.errors(of)]
-        bound, g, _ = linear_bound(**row, errors=self.errors[of])
+        row = {**self.row(d), **how}
+        bound, g, _ = linear_bound(**row, errors=self.errors(how.get("of")))
         middle, radius = (0.5 * (row["high"] + sign * row["low"]) for sign in (1, -1))
         constant = bound - (abs(g) * radius + g * middle).reshape(len(g), -1).sum(1)
         return g.reshape(len(g), -1), constant
