@@ -366,8 +366,8 @@ def test_first_hidden_bounds_and_those_of_linear_networks_are_exact(seed):
     np.testing.assert_allclose(top, np.maximum(w * high[:, None], w * low[:, None]).sum(2) + b)
     np.testing.assert_allclose(bottom, np.minimum(w * high[:, None], w * low[:, None]).sum(2) + b)
 
-    for layer in (net.layers[0], net.layers[2]):  # stable: all on, or all off
-        layer.bias.value = layer.bias.value + rng.choice([-1, 1], layer.bias.shape) * 100
+    for layer, size in ((net.layers[0], 1e2), (net.layers[2], 1e4)):  # stable: all on, or all off
+        layer.bias.value = layer.bias.value + rng.choice([-size, size], layer.bias.shape)
     linear = layers.Sequential(*net.layers, layers.ReLU(), randomised(layers.Dense(3, 3), rng))
     linear.astype(np.float64)
     y = rng.integers(0, 3, 3)
@@ -615,11 +615,19 @@ def test_a_relu_lies_between_its_lines(seed):
 def test_the_gradient_of_a_relu_between_lines_takes_their_slopes(xp):
     """Not the derivative: the line above where the gradient is positive, else the one below."""
     v, above, below = (Tensor(xp.asarray(a)) for a in ([-1.0, 2, -3, 4], [0.5] * 4, [0.25] * 4))
-    h = relu_between(v, above, below)
+    cotangent = xp.asarray([2.0, 2, -2, -2])
+    h = relu_between(v, slopes=(above.value, below.value))
     np.testing.assert_array_equal(to_numpy(h), [0, 2, 0, 4])
-    gradients = grad(h, [v, above, below], xp.asarray([2.0, 2, -2, -2]))
-    np.testing.assert_array_equal(to_numpy(gradients[0]), [1, 1, -0.5, -0.5])
-    np.testing.assert_array_equal([to_numpy(g) for g in gradients[1:]], np.zeros((2, 4)))
+    (gradient,) = grad(h, [v], cotangent)
+    np.testing.assert_array_equal(to_numpy(gradient), [1, 1, -0.5, -0.5])
+
+    h = relu_between(v, slopes=(above, below))  # which may themselves be differentiated
+    (gradient,) = grad(h, [v], cotangent, create_graph=True)
+    by_above, by_below = grad(gradient.sum(), [above, below])
+    np.testing.assert_array_equal(to_numpy(by_above), [2, 2, 0, 0])
+    np.testing.assert_array_equal(to_numpy(by_below), [0, 0, -2, -2])
+    for unmoved in grad(h, [above, below], cotangent):
+        np.testing.assert_array_equal(to_numpy(unmoved), np.zeros(4))
 
 
 @given(seed=st.integers(0, 2**32))

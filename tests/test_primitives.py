@@ -161,7 +161,7 @@ def relu_between(draw):
     """With lines whose slopes are the derivative: with others the rule is not, on purpose."""
     v = away_from_0(draw)
     slope = np.asarray(1.0 * (v > 0))
-    return (v, slope, slope.copy()), {}
+    return (v,), {"slopes": (slope, slope.copy())}
 
 
 def matmul(draw):
@@ -363,9 +363,11 @@ fewer = settings(max_examples=settings.default.max_examples // 4)  # where many 
 
 
 def convert(tree, array):
-    """``tree`` (arguments, or a list or tuple in them) with ``array`` applied to its arrays."""
+    """``tree`` (arguments, and lists, tuples and dicts) with ``array`` applied to its arrays."""
     if isinstance(tree, np.ndarray):
         return array(tree)
+    if type(tree) is dict:
+        return {key: convert(part, array) for key, part in tree.items()}
     if type(tree) in (tuple, list):
         return type(tree)([convert(part, array) for part in tree])
     return tree
@@ -495,7 +497,7 @@ def test_values_and_gradients_of_any_order_keep_their_precision(name, dtype, dat
 def test_a_device_gives_the_same_and_never_waits(name, device, data):
     args, kwargs = CASES[name](data.draw)
     here = Call(name, args, kwargs)
-    there = Call(name, convert(args, device.asarray), kwargs)
+    there = Call(name, *convert((args, kwargs), device.asarray))
     u = normal_like(here.f(*here.inputs))
     u_there = device.asarray(u)
     value, gradients = here.pull_back(u)
@@ -592,6 +594,21 @@ def test_a_small_network_is_right_to_third_order(xp):
         return ops.log_softmax(ops.reshape(y, (2, -1)))
 
     check_grads(network, [xp.asarray(x), xp.asarray(w)], order=3, tolerance=(1e-6, 1e-6, 1e-5))
+
+
+ROWS = np.array([True, False, False, True])
+
+
+@pytest.mark.parametrize("index", [
+    ROWS, (ROWS,), (ROWS, slice(1, None)), (ROWS, 2), (ROWS, np.array([True, False, True])),
+    (ROWS, np.array([2, 2])), (np.array([True, False, False, False]), np.array([2, 2])),
+    np.eye(4, 3, dtype=bool),
+])  # fmt: skip
+def test_put_at_takes_masks(index):
+    x = np.arange(12.0).reshape(4, 3)
+    expected = np.zeros_like(x)
+    np.add.at(expected, index, x[index])
+    np.testing.assert_array_equal(ops.put_at(x[index], index, x.shape), expected)
 
 
 # ---- a mask is no product: 0 · ∞ -----------------------------------------------------------------

@@ -291,11 +291,11 @@ def test_the_bound_of_a_domain_holds_where_its_constraints_do(kind):
     low, high = np.clip(x - epsilon, 0, 1), np.clip(x + epsilon, 0, 1)
     region, rng = Region(net.frozen(), low, high), np.random.default_rng(0)
     worst = region.worst_logits(y)
-    search = Search(region, 0, x[0], int(y[0]), epsilon, worst.shape[1])
+    search = Search(region, 0, x[0], int(y[0]), epsilon, worst[0])
     points = low + rng.random((5000, 3)) * (high - low)
     z = net(points).value
     v = [into_relu(net, k)(points).value[:, at] for k, at in enumerate(search.at)]
-    v, domains, seen = np.concatenate(v, axis=1), search.whole(worst[0]), 0
+    v, domains, seen = np.concatenate(v, axis=1), search.whole(), 0
     for depth in range(min(4, v.shape[1])):
         before = domains.bounds.copy()
         search.bound(domains, steps=4)

@@ -559,6 +559,12 @@ def getitem(x: Array, index: Any) -> Array:
     return x[index]
 
 
+def _names_once(i):
+    """Whether this index names no element twice; a mask in CuPy is left to ``add.at``."""
+    is_mask = isinstance(i, np.ndarray) and i.dtype == bool
+    return is_mask or i is None or i is Ellipsis or isinstance(i, (int, slice))
+
+
 @primitive
 @in_float32
 def put_at(g: Array, index: Any, shape: Shape) -> Array:
@@ -569,8 +575,8 @@ def put_at(g: Array, index: Any, shape: Shape) -> Array:
     xp = array_module(g)
     x = xp.zeros(shape, g.dtype)
     parts = index if isinstance(index, tuple) else (index,)
-    if builtins.all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in parts):
-        x[index] = g  # slices name every element once
+    if builtins.all(map(_names_once, parts)):
+        x[index] = g
     else:
         xp.add.at(x, index, g)
     return x

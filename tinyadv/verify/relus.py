@@ -29,21 +29,23 @@ from tinyadv.verify.rounding import Bounds, magnitude, rounded_outward, rounding
 
 
 @primitive
-def relu_between(v: Array, above: Array, below: Array) -> Array:
-    """relu(v), whose gradient rule applies the slopes of two lines.
+def relu_between(v: Array, *, slopes: tuple) -> Array:
+    """relu(v), whose gradient rule applies the slopes of two lines, ``(above, below)``.
 
     A positive gradient is multiplied by the slope of the line above, a negative one by the slope of
-    the line below. See :mod:`tinyadv.verify.linear`.
+    the line below. See :mod:`tinyadv.verify.linear`. The value does not depend on the slopes, so no
+    gradient goes through this call to them. The gradient of v does, and where it is differentiated
+    again the slopes may be tensors.
     """
     return ops.relu(v)
 
 
-defvjp(
-    relu_between,
-    lambda g, y, v, above, below: g * ops.where(g > 0, above, below),
-    lambda g, y, v, above, below: 0 * g,  # the value does not depend on the lines
-    lambda g, y, v, above, below: 0 * g,
-)
+def _between(g, y, v, *, slopes):
+    above, below = slopes if isinstance(g, Tensor) else map(value_of, slopes)
+    return g * ops.where(g > 0, above, below)
+
+
+defvjp(relu_between, _between)
 
 
 def lines(low: Array, high: Array, slope: Array | None = None) -> tuple[Array, Array]:
@@ -118,7 +120,7 @@ class Relu(layers.Module):
             return self.h
         low, high = self.bounds
         self.above, self.below = lines(low, high, self.slope)
-        self.v, self.h = v, relu_between(v, self.above, self.below)
+        self.v, self.h = v, relu_between(v, slopes=(self.above, self.below))
         return self.h
 
     def gap(self, g: Any, convert: Callable = lambda t: t) -> Any:
@@ -128,9 +130,8 @@ class Relu(layers.Module):
         row, all rows are of the same example.
         """
         low, _ = self.bounds
-        v, h, above, below = (
-            convert(t[: len(low)]) for t in (self.v, self.h, self.above, self.below)
-        )
+        v, h = (convert(t[: len(low)]) for t in (self.v, self.h))
+        above, below = convert(self.above), convert(self.below)
         return ops.where(g > 0, above * (v - ops.minimum(low, 0)), below * v) - h
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from tinyadv import inputs, layers, ops, optim
 from tinyadv.attacks import pgd
 from tinyadv.balls import Linf, per_example
-from tinyadv.parallel import examples_last, in_threads
+from tinyadv.parallel import in_threads
 from tinyadv.tensor import Array, Tensor, grad, value_of
 from tinyadv.verify.interval import box, checked_for_proof
 from tinyadv.verify.linear import Region, linear_bound
@@ -41,7 +41,7 @@ from tinyadv.verify.relus import Relu, lines, unstable
 
 IMAGES = 100  # whose first bounds are computed at a time
 BATCH = 128  # domains that are bounded at a time
-TRIED = 16  # ReLUs at which a split is tried
+TRIED = 8  # ReLUs at which a split is tried
 RATE = 0.2  # of Adam, for slopes and multipliers
 SOLVED, INFEASIBLE = 0, 2  # the status that linprog returns
 CERTAIN = 1e-6  # to which a solver is trusted, in units of the largest term; HiGHS's is 1e-7
@@ -119,9 +119,10 @@ def decide(
         region = Region(model, *box(x[some], epsilon))
         worst = region.worst_logits(y[some])
 
-        def search(i, some=some, region=region, worst=worst):
-            one = Search(region, i, x[some[i]], int(y[some[i]]), epsilon, worst.shape[1])
-            return one.decide(worst[i], domains, steps)
+        def search(k, some=some, region=region, worst=worst):
+            i = some[k]
+            one = Search(region, k, x[i], int(y[i]), epsilon, worst[k])
+            return one.decide(domains, steps)
 
         found[some] = in_threads(search, range(len(some)))
     return list(found)
@@ -224,26 +225,27 @@ class Search:
     x : (…)
     y : int
     epsilon : float
-    classes : int
+    worst : (K,)
+        The first bounds on z_k - z_y.
     """
 
-    def __init__(self, region: Region, i: int, x: Array, y: int, epsilon: float, classes: int):
+    def __init__(self, region: Region, i: int, x: Array, y: int, epsilon: float, worst: Array):
         row = region.rows(np.array([i]))
         self.model, self.low, self.high, self.hidden = (
             row[name] for name in ("model", "low", "high", "hidden")
         )
         self.region, self.i = region, i
         self.y, self.limits = y, (np.clip(x - epsilon, 0, 1), np.clip(x + epsilon, 0, 1))
-        self.classes = classes
-        # For each layer, where its unstable ReLUs are; and in which columns of (D, U).
-        self.at = [np.flatnonzero(unstable(*bounds)) for bounds in self.hidden]
-        ends = np.cumsum([0, *map(len, self.at)])
+        self.worst = worst
+        # For each layer, a mask of its unstable ReLUs; and in which columns of (D, U) these are.
+        self.at = [unstable(*bounds).reshape(-1) for bounds in self.hidden]
+        ends = np.cumsum([0, *map(np.sum, self.at)])
         self.columns = [slice(*pair) for pair in pairwise(ends)]
 
-    def decide(self, worst: Array, budget: int, steps: int) -> Verdict:
-        """The answer, given the first bounds on z_k - z_y (K,)."""
+    def decide(self, budget: int, steps: int) -> Verdict:
+        """The answer, or what is known after this many domains."""
         began, spent = time.thread_time(), 0
-        queue = self.whole(worst)
+        queue = self.whole()
         answer, x_adv = "proved", None
         while len(queue) and answer == "proved":
             if spent >= budget:
@@ -268,8 +270,9 @@ class Search:
                 queue = queue.joined(parents.split(self.chosen(parents, scores[split])))
         return Verdict(answer, x_adv, spent, time.thread_time() - began)
 
-    def whole(self, worst: Array) -> Domains:
+    def whole(self) -> Domains:
         """One domain without constraints for each class that the first bounds leave open."""
+        worst = self.worst
         rivals = np.flatnonzero(~(worst < 0) & (np.arange(len(worst)) != self.y))
         below = [
             lines(*bounds)[1].reshape(-1)[at]
@@ -281,14 +284,14 @@ class Search:
 
     def row(self, d: Domains) -> dict[str, Any]:
         """The arguments of :func:`linear_bound`, a row for each domain."""
-        hidden, n = [], len(d)
+        hidden = []
         for (low, high), at, columns in zip(self.hidden, self.at, self.columns, strict=True):
             signs = self.spread(d.signs.T[columns], at, low)
             hidden.append((np.where(signs > 0, 0, low), np.where(signs < 0, 0, high)))
-        low, high = (examples_last(np.repeat(a, n, 0)) for a in (self.low, self.high))
-        label, rival = (np.arange(self.classes) == k for k in (self.y, d.rivals[:, None]))
-        c = rival.astype(low.dtype) - label
-        return {"model": self.model, "low": low, "high": high, "hidden": hidden, "c": c}
+        label, rival = (np.arange(len(self.worst)) == k for k in (self.y, d.rivals[:, None]))
+        c = rival.astype(self.low.dtype) - label
+        box = {"low": self.low, "high": self.high}
+        return {"model": self.model, **box, "hidden": hidden, "c": c}
 
     @staticmethod
     def spread(values: Any, at: Array, like: Array) -> Any:
@@ -392,7 +395,7 @@ class Search:
             split, (low, _) = np.flatnonzero(signs), self.hidden[layer]
             if len(split):
                 c = np.zeros((len(split), low[0].size), low.dtype)
-                c[np.arange(len(split)), self.at[layer][split]] = signs[split]
+                c[np.arange(len(split)), np.flatnonzero(self.at[layer])[split]] = signs[split]
                 c = c.reshape(-1, *low.shape[1:])
                 found = self.lines(d.take(np.zeros(len(split), int)), c=c, of=layer)
                 rows.append(found[0])
