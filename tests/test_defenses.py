@@ -888,6 +888,16 @@ def test_a_smaller_box_has_a_smaller_loss(xp):
     assert losses[-1] == float(whole)
 
 
+def test_without_weight_the_standard_loss_costs_no_gradient(xp):
+    model, (x, y) = cnn(xp, np.float64), batch(xp)
+    loss, logits = IntervalBound(0.1, ramp=(0, 0), kappa=0)(model, x, y)
+    close(to_numpy(logits), to_numpy(model(x)))
+    assert not any(to_numpy(abs(g)).any() for g in grad(logits.sum(), model.parameters()))
+    almost, _ = IntervalBound(0.1, ramp=(0, 0), kappa=1e-12)(model, x, y)
+    for f in (float, lambda loss: grad(loss, model.parameters())[0]):
+        close(to_numpy(f(loss)), to_numpy(f(almost)), rtol=1e-6, atol=1e-9)
+
+
 def test_the_small_box_grows_with_epsilon(xp):
     model, (x, y) = cnn(xp, np.float64), batch(xp, low=0.4, high=0.6)
     attack = MinMax(Linf(0.2), steps=3, warm_up=4)

@@ -632,15 +632,17 @@ class IntervalBound(Defense):
                 least, most = xp.clip(x - room, 0, 1), xp.clip(x + room, 0, 1)
         if self.attack is not None:
             x = with_generator(self.attack, self.rng)(model, x, y)
-        logits = model(x)
-        loss = cross_entropy(logits, y)
+        # Where the first term has no weight, its logits are only counted: they need no gradient.
+        logits = model(x) if kappa > 0 else Tensor(inputs.frozen(model)(x))
         if kappa == 1:
-            return loss, logits
+            return cross_entropy(logits, y), logits
         if self.box < 1:
             centre, radius = xp.clip(x, least, most), self.box * epsilon
             low, high = xp.maximum(low, centre - radius), xp.minimum(high, centre + radius)
         bound = cross_entropy(self.bound(model, low, high, y, outward=False), y)
-        return kappa * loss + (1 - kappa) * bound, logits
+        if kappa == 0:
+            return bound, logits
+        return kappa * cross_entropy(logits, y) + (1 - kappa) * bound, logits
 
     def state_dict(self) -> dict:
         own = hasattr(self.attack, "state_dict")
