@@ -41,7 +41,7 @@ PARTS = {  # of the navigation, and the pages in them; lessons are sorted in by 
     "I Gradients": ("01", "02", "03"),
     "II Attacks": ("04", "05", "06", "07", "08", "09"),
     "III Defences": ("10", "11", "12", "13"),
-    "IV Proofs": ("14",),
+    "IV Proofs": ("14", "16"),
     "V Scale": ("15",),
     "Results": ("results", "experiments", "performance"),
     "Using the library": ("data", "own_model", "architecture", "api/index"),

@@ -300,6 +300,50 @@ def thresholds(digits, seed=0, epochs=25, backend="numpy", state=None):
     train(model, digits, epochs, seed, state, objective=objective, peak=0.003)
 
 
+@trained_once
+def perceptron(digits, training="standard", epsilon=0.05, seed=0, epochs=10):
+    """784-50-50-10, small enough for exact answers (lesson 16).
+
+    ``training`` is "standard", "PGD" or "intervals", the latter two in the L∞ ball of ``epsilon``.
+    """
+    init = "interval_normal" if training == "intervals" else "he_normal"
+    model = models.mlp((784, 50, 50, 10), seed, init=init)
+    yield model
+    how = {
+        "standard": {},
+        "PGD": {"perturb": defenses.MinMax(Linf(epsilon), steps=5, warm_up=0.4 * epochs, rng=seed)},
+        "intervals": {"objective": defenses.IntervalBound(epsilon, ramp=(0, 0.5 * epochs))},
+    }
+    train(model, digits, epochs, seed, None, **how[training])
+
+
+@trained_once
+def small_cnn(digits, epsilon=0.1, seed=0, epochs=4):
+    """Min-max training of a small convolutional network, with 2402 ReLUs (lesson 16)."""
+    rng = np.random.default_rng(seed)
+    model = layers.Sequential(
+        layers.Conv2d(1, 8, 4, stride=2, padding=1, rng=rng), layers.ReLU(),
+        layers.Conv2d(8, 16, 4, stride=2, padding=1, rng=rng), layers.ReLU(),
+        layers.Flatten(), layers.Dense(784, 50, rng=rng), layers.ReLU(),
+        layers.Dense(50, 10, rng=rng),
+    )  # fmt: skip
+    yield model
+    adversary = defenses.MinMax(Linf(epsilon), steps=7, warm_up=0.1 * epochs, rng=seed)
+    train(model, digits, epochs, seed, None, perturb=adversary)
+
+
+@trained_once
+def noisy(digits, sigma, seed=0, epochs=5):
+    """The fast CNN, trained on images with normal noise for randomised smoothing (lesson 16)."""
+    model = models.fast_cnn(seed)
+    yield model
+
+    def with_noise(x, rng):
+        return x + sigma * rng.standard_normal(x.shape, x.dtype)
+
+    train(model, digits, epochs, seed, None, augment=with_noise)
+
+
 def thresholds_ensemble(digits, seed=0, **arguments):
     """The mean logits of two networks behind thresholds, in half precision."""
     members = [thresholds(digits, seed=s, **arguments) for s in (seed, seed + 1)]
