@@ -215,6 +215,15 @@ def test_errors():
         verify.solve(model, x, [0], 0.1, seconds=0)
     with pytest.raises(ValueError, match="epsilon must be ≥ 0"):
         verify.solve(model, x, [0], -0.1)
+    with pytest.raises(ValueError, match=r"one image, each \(1, …\), got \(2, 3\)"):
+        verify.Program(model, *np.zeros((2, 2, 3)))
+    with pytest.raises(ValueError, match="expected low ≤ high: 3 of 3"):
+        verify.Program(model, x, x - 0.1)
+    program = verify.Program(model, x - 0.1, x + 0.1)
+    with pytest.raises(ValueError, match="seconds must be a number > 0"):
+        program.largest(np.array([1.0, -1, 0]), seconds=-1)
+    with pytest.raises(ValueError, match=r"c must be \(3,\), got \(2,\)"):
+        program.largest(np.array([1.0, -1]))
     sigmoid = layers.Sequential(layers.Dense(3, 2, rng=0), layers.Activation("sigmoid"))
     with pytest.raises(TypeError, match="no linear bounds for sigmoid"):
         verify.solve(layers.Sequential(sigmoid, layers.Dense(2, 2, rng=0)), x, [0], 0.1)

@@ -754,6 +754,10 @@ def test_errors(rule_of_own):
     for prove in (hidden_bounds, lambda *box, **how: linear_worst_logits(*box, y, **how)):
         with pytest.raises(TypeError, match=r"no linear bounds for OtherBall.*Linf, L2 or L1"):
             prove(net, x, x, within=(OtherBall(0.1), x))
+        with pytest.raises(TypeError, match="within must be a pair"):
+            prove(net, x, x, within=L2(0.1))
+        with pytest.raises(ValueError, match="expected low ≤ high: 1 of 6"):
+            prove(net, x, x - np.eye(2, 3, dtype=np.float32)[[0, 0]] * [[1], [0]])
         block = layers.Sequential(layers.Dense(3, 3), layers.ReLU())
         with pytest.raises(ValueError, match="a module is used twice"):
             prove(layers.Sequential(block, block), x, x)

@@ -22,7 +22,7 @@ from test_linear_bounds import (
 
 from tinyadv import Tensor, layers, ops, to_numpy
 from tinyadv.attacks import pgd
-from tinyadv.balls import Linf
+from tinyadv.balls import L2, Linf
 from tinyadv.evaluate import accuracy, predict
 from tinyadv.verify import certified
 from tinyadv.verify.linear import Region, hidden_bounds, linear_worst_logits
@@ -280,8 +280,10 @@ def test_one_image_many_images_lists_and_infinite_epsilon():
         assert decide(net, x[i : i + 1], y[i : i + 1], 0.03)[0].answer == many[i]
     few = decide(net, list(x[:3]), y[:3].tolist(), np.float64(0.03))
     assert [verdict.answer for verdict in few] == many[:3]
-    unlimited, whole = (decide(net, x[:3], y[:3], epsilon) for epsilon in (np.inf, 1))
-    assert [v.answer for v in unlimited] == [v.answer for v in whole]
+    everything = (decide(net, x[:3], y[:3], epsilon) for epsilon in (1, np.inf, Linf(np.inf)))
+    assert len({tuple(v.answer for v in verdicts) for verdicts in everything}) == 1
+    as_ball = decide(net, x[:3], y[:3], Linf(0.03))
+    assert [verdict.answer for verdict in as_ball] == many[:3]
 
 
 @pytest.mark.parametrize("kind", ["perceptron", "residual"])
@@ -355,6 +357,11 @@ def test_arguments_that_are_refused():
     for epsilon in (-0.1, np.nan):
         with pytest.raises(ValueError, match="epsilon must be ≥ 0"):
             decide(net, x, y, epsilon)
+    for epsilon in (None, "0.1"):
+        with pytest.raises(TypeError, match="epsilon must be a number or a ball"):
+            decide(net, x, y, epsilon)
+    with pytest.raises(TypeError, match=r"L∞ balls only, got L2"):
+        decide(net, x, y, L2(0.1))
     with pytest.raises(ValueError, match="pixel values from 0 to 1"):
         decide(net, 255 * x, y, 0.1)
     with pytest.raises(ValueError, match="y must be from 0 to 2"):

@@ -549,9 +549,15 @@ def test_errors():
         worst_logits(layers.Sequential(), x, x, y)
     with pytest.raises(ValueError, match="must return one shape"):
         worst_logits(layers.Average(conv_net(), layers.Flatten()), x, x, y)
+    with pytest.raises(ValueError, match="expected low ≤ high"):
+        worst_logits(conv_net(), x + 0.1, x, y)
     for judge in (certified, certified_accuracy):
         with pytest.raises(ValueError, match="epsilon must be ≥ 0"):
             judge(conv_net(), x, y, -0.1)
+        with pytest.raises(TypeError, match="epsilon must be a number or a ball"):
+            judge(conv_net(), x, y, None)
+        with pytest.raises(TypeError, match="bound must be a function"):
+            judge(conv_net(), x, y, 0.1, bound="linear")
         with pytest.raises(ValueError, match="pixel values from 0 to 1"):
             judge(conv_net(), 255 * x, y, 0.1)
         with pytest.raises(ValueError, match="y must be from 0 to 3"):

@@ -50,6 +50,7 @@ from tinyadv.parallel import by_examples
 from tinyadv.tensor import RNG, Array, Same, Tensor, grad
 from tinyadv.train import with_generator
 from tinyadv.verify import worst_logits
+from tinyadv.verify.interval import check_bound
 
 
 def ramp(epoch: float, start: float, end: float) -> float:
@@ -604,11 +605,7 @@ class IntervalBound(Defense):
             raise TypeError(f"attack must return images, not train as {name}: use MinMax or Fast")
         if box < 1 and attack is None:
             raise ValueError(f"box={box:g} needs an attack that says where the box is: give attack")
-        if not callable(bound):
-            raise TypeError(
-                "bound must be a function of (model, low, high, y, outward) such as "
-                f"verify.worst_logits, got {bound!r}"
-            )
+        check_bound(bound)
         self.epsilon, self.kappa, self.box = float(epsilon), float(kappa), float(box)
         self.ramp, self.attack, self.bound = ramp, attack, bound
 

@@ -29,12 +29,13 @@ from typing import Any
 import numpy as np
 
 from tinyadv import inputs, layers
+from tinyadv.balls import Linf
 from tinyadv.layers import rebuilt
 from tinyadv.tensor import Array, Tensor, grad, tape, value_of
 from tinyadv.verify.interval import box
 from tinyadv.verify.linear import hidden_bounds, linear_worst_logits
 from tinyadv.verify.relus import opened, run, unstable, widen
-from tinyadv.verify.split import CERTAIN, INFEASIBLE, Verdict, attacked, check_numpy
+from tinyadv.verify.split import CERTAIN, INFEASIBLE, Verdict, attacked, check_numpy, radius
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class Optimum:
         No input reaches more; -∞ if none reaches what was asked for.
     value : float
         What ``x`` reaches; -∞ without one. Equal to ``bound``, up to the solver's tolerance, if it
-        had time enough. For a relaxation it is the bound, which need not be reached.
+        had time enough and was not asked for ``at_least`` something. For a relaxation it is the
+        bound, which need not be reached.
     x : (…) array or None
         The best input that was found.
     nodes : int
-        How many linear programs the solver has branched on.
+        How many nodes the solver's own branch and bound has looked at.
     """
 
     bound: float
@@ -80,11 +82,15 @@ class Program:
     TypeError
         As for :func:`tinyadv.verify.hidden_bounds`; or if the arrays are not NumPy's.
     ValueError
-        If bounds on hidden neurons overflow.
+        If there is not exactly one image, a lower bound is above the upper one, or bounds on hidden
+        neurons overflow.
     """
 
     def __init__(self, model: layers.Module, low: Array, high: Array):
         check_numpy(low, high)
+        if len(low) != 1 or low.shape != high.shape:
+            got = f"{low.shape} and {high.shape}"
+            raise ValueError(f"expected the bounds on one image, each (1, …), got {got}")
         model = rebuilt(inputs.frozen(model), _in_float64)
         low, high = low.astype(np.float64), high.astype(np.float64)
         hidden = hidden_bounds(model, low, high)
@@ -156,7 +162,15 @@ class Program:
             first that does: this is faster.
         seconds : float
             The solver's limit of time.
+
+        Raises
+        ------
+        ValueError
+            If ``c`` has another shape, or ``seconds`` is not above 0.
         """
+        inputs.check_positive(seconds=seconds)
+        if np.shape(c) != self.logits[1].shape:
+            raise ValueError(f"c must be {self.logits[1].shape}, got {np.shape(c)}")
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
 
@@ -217,7 +231,7 @@ def relaxed_worst_logits(model: layers.Module, low: Array, high: Array, y: Array
 
 
 def solve(
-    model: layers.Module, x: Array, y: Array, epsilon: float, *, seconds: float = 60.0
+    model: layers.Module, x: Array, y: Array, epsilon: float | Linf, *, seconds: float = 60.0
 ) -> list[Verdict]:
     """As :func:`tinyadv.verify.decide`, by mixed-integer programs: slower, and independent of it.
 
@@ -233,7 +247,7 @@ def solve(
     Returns
     -------
     list of Verdict
-        ``domains`` counts the linear programs that the solver has branched on.
+        ``domains`` counts the nodes of the solver's branch and bound.
 
     Raises
     ------
@@ -243,7 +257,7 @@ def solve(
     """
     inputs.check_positive(seconds=seconds)
     x, y, x_adv, broken = attacked(model, x, y, epsilon)
-    model, verdicts, epsilon = inputs.frozen(model), [], min(float(epsilon), 1.0)
+    model, verdicts, epsilon = inputs.frozen(model), [], radius(epsilon)
     low, high = box(x, epsilon)
     worst = value_of(linear_worst_logits(model, low, high, y))
     unit = np.eye(worst.shape[1])

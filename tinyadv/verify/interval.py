@@ -217,10 +217,23 @@ def worst_logits(
     TypeError
         If there is no rule for a layer.
     ValueError
-        If the network does not return logits (N, K), or sums in float16 are too long for a proof.
+        If the network does not return logits (N, K), or sums in float16 are too long for a proof;
+        with ``outward`` also if a lower bound is above the upper one.
     """
+    if outward:
+        check_bounds(low, high)
     work = lambda low, high, y: _gaps(model, outward, low, high, y)[0]
     return by_examples(work, low, high, y) if may_cut(model) else work(low, high, y)
+
+
+def check_bounds(low: Array, high: Array) -> None:
+    """Raise ValueError unless low ≤ high everywhere."""
+    wrong = value_of(low) > value_of(high)
+    if wrong.any():
+        count = int(wrong.sum())
+        raise ValueError(
+            f"expected low ≤ high: {count} of {wrong.size} lower bounds are above the upper ones"
+        )
 
 
 def _gaps(model, outward, low, high, y):
@@ -273,6 +286,15 @@ def _at(label, values):
 Bound = Callable[..., Array]  # a function such as worst_logits
 
 
+def check_bound(bound: Bound) -> None:
+    """Raise TypeError unless ``bound`` is a function."""
+    if not callable(bound):
+        raise TypeError(
+            "bound must be a function of (model, low, high, y, outward) such as "
+            f"verify.worst_logits, got {bound!r}"
+        )
+
+
 def certified(
     model: layers.Module, x: Array, y: Array, epsilon: float | Ball, bound: Bound = worst_logits
 ) -> Array:
@@ -303,11 +325,13 @@ def certified(
     Raises
     ------
     TypeError
-        If there are no bounds for a layer, or ``x`` is not an array of floating-point numbers.
+        If there are no bounds for a layer, ``x`` is not an array of floating-point numbers, ε is
+        neither a number nor a ball, or ``bound`` is not a function.
     ValueError
         If there are no examples, pixels are outside [0, 1], labels are not N integers from 0 to
         K - 1, or ε is negative; and as for :func:`worst_logits`.
     """
+    check_bound(bound)
     x, y = checked_for_proof(model, x, y, epsilon)
     return _certified(frozen(model), x, y, epsilon, bound)
 
@@ -316,8 +340,11 @@ def checked_for_proof(
     model: layers.Module, x: Array, y: Array, epsilon: float | Ball
 ) -> tuple[Array, Array]:
     """Images and labels as arrays, after a check of all arguments of :func:`certified`."""
-    if not isinstance(epsilon, Ball) and not epsilon >= 0:
-        raise ValueError(f"epsilon must be ≥ 0, got {epsilon}")
+    if not isinstance(epsilon, Ball):
+        if not hasattr(epsilon, "__float__"):
+            raise TypeError(f"epsilon must be a number or a ball like Linf(0.1), got {epsilon!r}")
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon must be ≥ 0, got {epsilon}")
     x, y = as_arrays(x, y)
     check_pixels(x)
     return x, check_labels(y, x, all_logits(model, x[:1]).shape[-1])
@@ -351,6 +378,7 @@ def certified_accuracy(
     It is a lower bound on the robust accuracy under any attack within the ball. Arguments and
     errors as for :func:`certified`; ``batch_size`` examples are bounded at a time.
     """
+    check_bound(bound)
     x, y = checked_for_proof(model, x, y, epsilon)
     check_counts(batch_size=batch_size)
     model, count = frozen(model), 0

@@ -41,7 +41,7 @@ from tinyadv.inputs import check_choice, check_counts, frozen
 from tinyadv.losses import is_label
 from tinyadv.parallel import by_examples, examples_last, in_threads
 from tinyadv.tensor import Array, Tensor, grad, value_of
-from tinyadv.verify.interval import interval_bounds, worst_logits
+from tinyadv.verify.interval import check_bounds, interval_bounds, worst_logits
 from tinyadv.verify.relus import (
     USED_TWICE,
     Relu,
@@ -172,8 +172,13 @@ class Region:
     ):  # fmt: skip
         self.model, self.low, self.high = model, low, high
         self.within, self.outward, self.linear = within, outward, linear
-        if within is not None and not isinstance(within[0], (Linf, L2, L1)):
-            raise TypeError(f"no linear bounds for {within[0]!r}: use Linf, L2 or L1")
+        if within is not None:
+            if not isinstance(within, (tuple, list)) or len(within) != 2:
+                raise TypeError(f"within must be a pair (ball, x), got {within!r}")
+            if not isinstance(within[0], (Linf, L2, L1)):
+                raise TypeError(f"no linear bounds for {within[0]!r}: use Linf, L2 or L1")
+        if outward:
+            check_bounds(low, high)
         self.network, relus = opened(model, found=self._found)
         self.hidden: list[Any] = [None] * len(relus)
         self._errors: dict[int | None, list[Array]] = {}
@@ -295,7 +300,9 @@ def hidden_bounds(
     ------
     TypeError
         If the network is not linear between its ReLUs, has no interval rule, or does not promise
-        ``by_example``.
+        ``by_example``; or if ``within`` is not a pair of an L∞, L2 or L1 ball and x.
+    ValueError
+        With ``outward``, if a lower bound is above the upper one.
     """
     region = Region(frozen(model), low, high, within, outward)
     region.find(interval_bounds, outward)
@@ -330,12 +337,17 @@ def linear_worst_logits(
     within : (Ball, x), optional
         The inputs also lie in this ball, L∞, L2 or L1, around x (N, …).
 
+    Returns
+    -------
+    (N, K) array, or Tensor if not ``outward``
+
     Raises
     ------
     TypeError
-        As for :func:`hidden_bounds`, or for another ball.
+        As for :func:`hidden_bounds`.
     ValueError
-        If an argument is out of range, or the network does not return logits (N, K).
+        As for :func:`hidden_bounds`, if an argument is out of range, or if the network does not
+        return logits (N, K).
     """
     check_counts(0, steps=steps)
     check_choice(("linear", "interval"), hidden=hidden)

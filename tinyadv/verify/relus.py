@@ -124,7 +124,7 @@ class Relu(layers.Module):
         return self.h
 
     def gap(self, g: Any, convert: Callable = lambda t: t) -> Any:
-        """How far the line that is taken is over relu(v): above where g > 0, else below.
+        """How far the chosen line lies above relu(v): the upper one where g > 0, else the lower.
 
         ``convert`` is applied to what went in and out, and to the lines. With bounds for a single
         row, all rows are of the same example.
@@ -334,9 +334,8 @@ def rounding_errors(y: Tensor, image: Tensor, low: Array, high: Array, relus: li
     """
     bounds = {id(relu.h): relu.bounds for relu in relus if relu.h is not None}
     nodes, largest, errors = linear_nodes(y, image), {}, []
-    numbers = sum(node.size for node in nodes) // max(
-        len(low), 1
-    )  # that a bound adds up, in float64
+    # How many numbers a bound adds up, in float64.
+    numbers = sum(node.size for node in nodes) // max(len(low), 1)
     uses = Counter(id(arg) for node in nodes for arg in node.args)  # whose gradients add up
     for node in nodes:
         terms = 1, 1

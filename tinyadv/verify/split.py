@@ -2,12 +2,14 @@
 
     a domain   some ReLUs of a network fixed to one side of their kink, v ≥ 0 or v ≤ 0
     s v ≥ 0    these constraints, with the sign s of each
-    β ≥ 0      (D, U) a multiplier for each of them
+    β ≥ 0      a multiplier for each of them
+    D, U       the number of domains, and of unstable ReLUs
 
 A ReLU between two lines is what makes a linear bound loose. On one side of its kink it is a line
 itself. So where the bound of :mod:`tinyadv.verify.linear` does not decide, the question is split in
 two: v ≥ 0 and v ≤ 0. If both halves are proved, so is the whole; otherwise they are split again.
-After enough splits every ReLU is decided, and the bound is exact up to the constraints themselves.
+After enough splits the network is linear, and only the constraints are missing from the bound: a
+linear program adds them.
 
 A constraint helps in two ways. It makes the ReLU a line. And it may be added to what is bounded,
 
@@ -18,7 +20,8 @@ multipliers and slopes in the same descent. Wang et al. (2021), "Beta-CROWN: eff
 propagation with per-neuron split constraints for neural network robustness verification".
 
 Each bound has a corner of the box at which its linear function is largest: a candidate for an
-attack. So the search ends with a proof or with an adversarial example, if it may go on long enough.
+attack. If the search may go on long enough, it ends with a proof or with an adversarial example,
+unless what is to be proved is smaller than the rounding errors.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import numpy as np
 
 from tinyadv import inputs, layers, ops, optim
 from tinyadv.attacks import pgd
-from tinyadv.balls import Linf, per_example
+from tinyadv.balls import Ball, Linf, per_example
 from tinyadv.parallel import in_threads
 from tinyadv.tensor import Array, Tensor, grad, value_of
 from tinyadv.verify.interval import box, checked_for_proof
@@ -54,8 +57,8 @@ class Verdict:
     Attributes
     ----------
     answer : {"proved", "broken", "open"}
-        No perturbation changes the predicted class; one does; the search ended before it knew, or
-        what is left to prove is smaller than the rounding errors.
+        No perturbed image is misclassified; one is, perhaps x itself; the search ended before it
+        knew, or what is left to prove is smaller than the rounding errors.
     x_adv : (…) array or None
         For "broken", an image within ε that is misclassified.
     domains : int
@@ -71,10 +74,10 @@ class Verdict:
 
 
 def decide(
-    model: layers.Module, x: Array, y: Array, epsilon: float, *,
+    model: layers.Module, x: Array, y: Array, epsilon: float | Linf, *,
     domains: int = 20_000, steps: int = 3,
 ) -> list[Verdict]:  # fmt: skip
-    """Whether any perturbation with ‖δ‖∞ ≤ ε and pixels in [0, 1] changes the predicted class.
+    """Whether any x + δ with ‖δ‖∞ ≤ ε and pixels in [0, 1] is misclassified.
 
     PGD first, then linear bounds, then branch and bound.
 
@@ -85,7 +88,7 @@ def decide(
     x : (N, …), pixel values 0–1
         NumPy arrays.
     y : (N,) integers
-    epsilon : float
+    epsilon : float or Linf
         In pixel values 0–1.
     domains : int
         The most to be bounded for an image; the answer may then be "open". With 0 there are only
@@ -103,14 +106,15 @@ def decide(
     Raises
     ------
     TypeError
-        As for :func:`tinyadv.verify.hidden_bounds`; or if the arrays are not NumPy's.
+        As for :func:`tinyadv.verify.hidden_bounds`; or if the arrays are not NumPy's, or ε is
+        another ball.
     ValueError
         As for :func:`tinyadv.verify.certified`, or if ``domains`` or ``steps`` is out of range.
     """
     inputs.check_counts(0, domains=domains)
     inputs.check_counts(steps=steps)
     x, y, x_adv, broken = attacked(model, x, y, epsilon)
-    model, found, epsilon = inputs.frozen(model), np.zeros(len(x), object), min(float(epsilon), 1.0)
+    model, found, epsilon = inputs.frozen(model), np.zeros(len(x), object), radius(epsilon)
     for i in np.flatnonzero(broken):
         found[i] = Verdict("broken", x_adv[i], 0, 0.0)
     left = np.flatnonzero(~broken)
@@ -128,6 +132,15 @@ def decide(
     return list(found)
 
 
+def radius(epsilon: float | Ball) -> float:
+    """The radius of an L∞ ball, at most 1: pixels cannot change more. TypeError for others."""
+    if isinstance(epsilon, Linf):
+        epsilon = epsilon.epsilon
+    if isinstance(epsilon, Ball):
+        raise TypeError(f"exact answers are for L∞ balls only, got {epsilon!r}")
+    return min(float(epsilon), 1.0)
+
+
 def check_numpy(*arrays: Array) -> None:
     """Raise TypeError unless these are NumPy arrays: solvers take no others."""
     for a in arrays:
@@ -139,7 +152,7 @@ def check_numpy(*arrays: Array) -> None:
 
 
 def attacked(
-    model: layers.Module, x: Array, y: Array, epsilon: float
+    model: layers.Module, x: Array, y: Array, epsilon: float | Ball
 ) -> tuple[Array, Array, Array, Array]:
     """Images and labels as arrays, PGD's examples (N, …), and which are misclassified (N,).
 
@@ -147,14 +160,13 @@ def attacked(
     """
     x, y = checked_for_proof(model, x, y, epsilon)
     check_numpy(x)
-    ball = Linf(min(float(epsilon), 1.0))  # the most that a pixel can change
-    x_adv = pgd(inputs.frozen(model), x, y, ball=ball, steps=40, restarts=2)
+    x_adv = pgd(inputs.frozen(model), x, y, ball=Linf(radius(epsilon)), steps=40, restarts=2)
     x_adv = np.where(per_example(inputs.predict(model, x) != y, x), x, x_adv)
     return x, y, x_adv, inputs.predict(model, x_adv) != y
 
 
 def exact_accuracy(
-    model: layers.Module, x: Array, y: Array, epsilon: float, **how: int
+    model: layers.Module, x: Array, y: Array, epsilon: float | Linf, **how: int
 ) -> tuple[float, float]:
     """Two numbers between which the robust accuracy lies: what is proved, and what is not broken.
 
@@ -289,9 +301,8 @@ class Search:
             signs = self.spread(d.signs.T[columns], at, low)
             hidden.append((np.where(signs > 0, 0, low), np.where(signs < 0, 0, high)))
         label, rival = (np.arange(len(self.worst)) == k for k in (self.y, d.rivals[:, None]))
-        c = rival.astype(self.low.dtype) - label
-        box = {"low": self.low, "high": self.high}
-        return {"model": self.model, **box, "hidden": hidden, "c": c}
+        row = {"model": self.model, "low": self.low, "high": self.high, "hidden": hidden}
+        return {**row, "c": rival.astype(self.low.dtype) - label}
 
     @staticmethod
     def spread(values: Any, at: Array, like: Array) -> Any:
@@ -388,7 +399,7 @@ class Search:
         """
         from scipy.optimize import linprog  # not at the top, because it takes a while
 
-        (g,), (constant,) = self.lines(d)
+        (g,), (constant,) = self.linear_function(d)
         rows, limits = [], []
         for layer, columns in enumerate(self.columns):
             signs = d.signs[0, columns]
@@ -397,7 +408,7 @@ class Search:
                 c = np.zeros((len(split), low[0].size), low.dtype)
                 c[np.arange(len(split)), np.flatnonzero(self.at[layer])[split]] = signs[split]
                 c = c.reshape(-1, *low.shape[1:])
-                found = self.lines(d.take(np.zeros(len(split), int)), c=c, of=layer)
+                found = self.linear_function(d.take(np.zeros(len(split), int)), c=c, of=layer)
                 rows.append(found[0])
                 limits.append(found[1])
         low, high = self.low.reshape(-1), self.high.reshape(-1)
@@ -422,7 +433,7 @@ class Search:
         """What rounding adds to a bound, for each node of its tape: (1, …)."""
         return [error[self.i : self.i + 1] for error in self.region.errors(of)]
 
-    def lines(self, d: Domains, **how: Any) -> tuple[Array, Array]:
+    def linear_function(self, d: Domains, **how: Any) -> tuple[Array, Array]:
         """g (D, pixels) and constants (D,) with <c, v> ≤ <g, x> + constant, in spite of rounding.
 
         Without unstable ReLUs, both sides are equal up to rounding.
