@@ -7,7 +7,7 @@ def line_above(low, high):
     """1. The line above a ReLU, for stable and unstable ReLUs.
 
     It is the best one: nowhere below relu(v) for low ≤ v ≤ high, and equal to it at both ends. If
-    low = high, let the slope be 0.
+    low = high, let it be the ReLU itself: slope 1 for low > 0, otherwise slope and intercept 0.
 
     low, high: (N,), low ≤ high. Returns the slope and the intercept, both (N,): the line is
     slope · v + intercept.

@@ -14,7 +14,8 @@ def relu_and_lines(low, high):
     """A ReLU between the chord above and lines of several slopes below, for low ≤ v ≤ high."""
     figure, ax = plt.subplots(figsize=(5.4, 3.4))
     v = np.array([low, 0, high])
-    ax.fill_between(v, v, high * (v - low) / (high - low), color=BLUE, alpha=0.12, linewidth=0)
+    shaded = {"color": BLUE, "alpha": 0.12, "linewidth": 0, "label": "the area between for s = 1"}
+    ax.fill_between(v, v, high * (v - low) / (high - low), **shaded)
     ax.plot([low, high], [0, high], color=BLUE, label="the line above")
     for slope in (0, 0.5, 1):
         label = "lines below: s = 0, ½, 1" if not slope else None
@@ -70,8 +71,8 @@ def outlines(directions, bounds, points, names):
     margin = 0.12 * (high - low)
     inset.set_xlim(low[0] - margin[0], max(high[0], 0) + margin[0])
     inset.set_ylim(low[1] - margin[1], max(high[1], 0) + margin[1])
-    ax.set_title("Each bound contains the next one …")
-    inset.set_title("… and the innermost is the truth (enlarged)")
+    ax.set_title("Each outline contains the next one …")
+    inset.set_title("… and the exact bounds are reached (enlarged)")
     figure.legend(*inset.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
