@@ -165,6 +165,39 @@ def behind_thresholds() -> str:
     return rows(["", "clean", "certified", "under the adapted attack", "alarms"], body)
 
 
+def attacks_and_bounds() -> str:
+    """What survives PGD, what is proved, and what bounds certify."""
+    body = []
+    for name, row in load("bounds-mnist")["numbers"]["networks"].items():
+        least, most = row["proved"], row["proved"] + row["open"]
+        exact = percent(least, 0) if least == most else f"{100 * least:.0f}–{percent(most, 0)}"
+        shares = (percent(row[key], 0) for key in ("α-CROWN", "CROWN", "intervals"))
+        network, _, epsilon = name.rpartition(", ε = ")
+        seconds = f"{row['seconds']:.1f} s"
+        body.append([network, epsilon, percent(row["PGD"], 0), exact, *shares, seconds])
+    columns = ["ε", "PGD", "exact", "α-CROWN", "CROWN", "intervals", "exact takes"]
+    return rows(["", *columns], body)
+
+
+def randomised_smoothing() -> str:
+    """Certified accuracy at several L2 radii."""
+    found, body = load("bounds-mnist")["numbers"]["smoothed"], []
+    for sigma, row in found.items():
+        shares = [percent(share, 0) for share in row["certified"].values()]
+        body.append([sigma, *shares, percent(row["abstains"], 0), f"{row['largest']:.2f}"])
+    radii = [f"r = {r}" for r in next(iter(found.values()))["certified"]]
+    return rows(["σ", *radii, "abstains", "largest r"], body)
+
+
+def certified_training() -> str:
+    """Trainings for certificates, and what they reach."""
+    body = []
+    for name, row in load("certified_training-mnist")["numbers"]["networks"].items():
+        shares = (percent(row[key]) for key in ("clean", "PGD", "certified"))
+        body.append([name, row["epochs"], f"{row['seconds'] / 60:.1f} min", *shares])
+    return rows(["", "epochs", "processor time", "clean", "PGD-20", "certified"], body)
+
+
 def speed() -> str:
     """Ratios to PyTorch eager."""
     tasks = load("speed")["tasks"]
@@ -197,6 +230,9 @@ TABLES = {
     "robust accuracy under PGD": robust_accuracy_of_pgd,
     "robust networks": robust_networks,
     "networks behind thresholds": behind_thresholds,
+    "attacks and bounds": attacks_and_bounds,
+    "randomised smoothing": randomised_smoothing,
+    "certified training": certified_training,
     "speed": speed,
     "speed of training": speed_of_training,
     "speed of attacks": speed_of_attacks,
