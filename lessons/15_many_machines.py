@@ -2,9 +2,9 @@
 r"""
 # 15 Many machines
 
-**Question.** Min-max training of a large network takes days on one machine (lesson 10), and
-AutoAttack on ten thousand images takes hours (lesson 13). What can P machines share, what must
-they tell each other, and from which batch size on does it pay?
+**Question.** Min-max training computes many gradients where standard training computes one
+(lesson 10), and AutoAttack thousands for each image (lesson 13). What can P machines share, what
+must they tell each other, and from which batch size on does it pay?
 
 The loss of a batch is a mean over its images, and no image needs another one. So each machine
 can take some of the images. *Synchronous data parallelism* does this in every training step:
@@ -74,7 +74,7 @@ print(f"weighted sum {differs['weighted']:.0e}, plain mean {differs['plain']:.2f
 assert differs["weighted"] < 1e-5 and differs["plain"] > 0.05
 
 # %% [markdown]
-# What is left is rounding: 110 + 70 + 20 images are added up in another order than 200.
+# The remaining difference is rounding: 110 + 70 + 20 images are added up in another order than 200.
 #
 # The formula needs a loss that is a mean of terms with one image each. Batch normalisation
 # breaks it, because its output for an image depends on the whole batch (exercise 4).
@@ -211,7 +211,7 @@ assert abs(found[0] - mine).max() < 1e-5 > abs(found[0] - alone).max()
 #
 # Let T(P, m) be the time of a step on P ranks with m images each. Strong scaling compares T(1, 2m)
 # with T(2, m), weak scaling T(1, m) with T(2, m). We measure all three, with standard training and
-# with 10 steps of PGD for each training step.
+# with 10 steps of PGD for each training step. Where the steps are short, expect noise.
 # **Predict first.** (b) Both train the same network. Which one scales better?
 
 # %%
@@ -235,10 +235,11 @@ cli.table([*header, "speed-up", "efficiency"], rows)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# (b) Min-max training. It sends the same gradient once in a step, but computes eleven gradients
-# for it instead of one. The attack itself sends nothing, because each rank attacks its own
-# images. For the same reason an *evaluation* shares its work almost perfectly:
-# `evaluate.robustness` and `attacks.auto_attack` also have an argument `comm`.
+# (b) Min-max training, if the ranks have enough images. It sends the same gradient once in a step,
+# but computes eleven gradients for it instead of one. The attack itself sends nothing, because each
+# rank attacks its own images. With few images neither gains much: Python's overhead in each
+# gradient does not shrink with the batch. An *evaluation* sends even less: `evaluate.robustness`
+# and `attacks.auto_attack` also have an argument `comm`.
 # </details>
 #
 # ## A model of 64 ranks
@@ -251,32 +252,33 @@ cli.table([*header, "speed-up", "efficiency"], rows)
 #
 # $$T(P, m) = a + b\,m + 2(P-1)\,\lambda + 2\,\frac{P-1}{P}\,\frac{4n}{\beta}.$$
 #
-# The efficiency of weak scaling is E = T(1, m)/T(P, m). It grows with m. For which m does it
-# reach E? Call the time of the ring t. From E(a + b m + t) = a + b m follows
+# One rank needs a + b P m for the same batch, so the speed-up is S = (a + b P m)/T(P, m). It grows
+# with m. Let us say that P ranks pay if S ≥ P/2: each is then at least half as useful as one rank
+# alone. Call the time of the ring t. From a + b P m = P/2 · (a + b m + t) follows
 #
-# $$m = \frac{1}{b}\left(\frac{E}{1-E}\,t - a\right).$$
+# $$m = \frac{a + t}{b} - \frac{2\,a}{P\,b}.$$
 
 # %%
-latency, bandwidth, size, target = 20e-6, 1.25e9, 64, 0.9  # 20 µs, and 10 Gbit/s in bytes/s
+latency, bandwidth, size = 20e-6, 1.25e9, 64  # 20 µs, and 10 Gbit/s in bytes/s
 t = 2 * (size - 1) * latency + 2 * (size - 1) / size * 4 * n / bandwidth
 print(f"the ring of {size} ranks takes {1e3 * t:.1f} ms, {1e3 * two['allreduce']:.1f} ms here")
-grid, curves, rows, pays = 2.0 ** np.arange(0, 13), {}, [], {}
+grid, curves, rows, pays, model_of = 2.0 ** np.arange(0, 13), {}, [], {}, {}
 for name, steps in trainings.items():
     m, seconds = (np.array(column) for column in zip(*one["step"][steps].items(), strict=True))
     b, a = np.polyfit(m, seconds, 1, w=1 / seconds)  # relative errors count
     a = max(a, 0.0)
-    curves[name] = (a + b * grid) / (a + b * grid + t)
-    pays[name] = max(1, int(np.ceil((target / (1 - target) * t - a) / b)))
+    curves[name] = (a + b * size * grid) / (a + b * grid + t)
+    pays[name] = max(1, int(np.ceil((a + t) / b - 2 * a / (size * b))))
+    model_of[name] = {"a": a, "b": b}
     rows.append([name, f"{1e3 * a:.1f}", f"{1e6 * b:.0f}", pays[name], size * pays[name]])
-cli.table(["training", "a, ms", "b, µs", f"images per rank for E = {target:g}", "batch"], rows)
-run.show(plots.efficiency(grid, curves, target), "efficiency")
+cli.table(["training", "a, ms", "b, µs", f"images per rank for S = {size // 2}", "batch"], rows)
+run.show(plots.speed_up(grid, curves, size), "speed-up")
 assert run.quick or pays["PGD-10"] <= pays["standard"]
 
 # %% [markdown]
-# What separates the two curves is the time of a step: with PGD-10 both a and b are about eleven
-# times as large, and the ring takes the same time. So each rank needs only a small number of
-# images. Standard training of so small a network needs many more, and the batch of all 64 ranks
-# is then as large as a small data set. On a GPU with a hundredth of a and b, m would have to be a
+# Two things cost: the overhead a, which every rank has, and the ring's time t. With PGD-10 both a
+# and b are about ten times as large, so a/b hardly changes, but t/b is a tenth. So each rank needs
+# fewer images than in standard training. On a GPU with a hundredth of a and b, t/b would be a
 # hundred times larger, unless the network between the machines becomes faster as well.
 #
 # ## Limits
@@ -310,6 +312,7 @@ assert run.quick or pays["PGD-10"] <= pays["standard"]
 
 # %%
 run.record(
-    parameters=n, differs=differs, scaling=scaling, images_per_rank=pays,
+    parameters=n, differs=differs, scaling=scaling, images_per_rank=pays, line=model_of,
     ring_seconds=t, allreduce_seconds=two["allreduce"],
+    connected_by="MPI" if ranks.has_mpi() else "pipe",
 )  # fmt: skip

@@ -149,6 +149,30 @@ def test_steps_are_the_medians_of_turns_and_a_lost_worker_is_an_error(profile_gp
     assert set(workers) == {("tinyadv", False), ("torch", False)}
 
 
+def test_the_next_step_gets_a_new_worker(profile_gpu, monkeypatch):
+    made, closed = [], []
+
+    class Worker:
+        def __init__(self, name, tf32):
+            made.append(self)
+
+        def ask(self, seconds, **request):
+            if self is made[0]:
+                raise BrokenPipeError
+            return 2.0
+
+        def close(self):
+            closed.append(self)
+
+    monkeypatch.setattr(profile_gpu, "Worker", Worker)
+    cases = profile_gpu.steps(lambda: 7.0, {"slides_cnn": 2}, {}, ["tinyadv"])
+    with pytest.raises(BrokenPipeError):
+        cases["slides_cnn: training step, TF32 on"]()
+    assert closed == made
+    assert cases["slides_cnn: input gradient, TF32 on"]() == {"tinyadv": 2.0}
+    assert len(made) == 2
+
+
 def test_a_worker_that_does_not_answer_is_ended(profile_gpu, monkeypatch):
     monkeypatch.setattr(profile_gpu, "__file__", __file__)  # this file answers nothing
     worker = profile_gpu.Worker("tinyadv", tf32=False)

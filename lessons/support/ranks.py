@@ -45,6 +45,7 @@ class Pair:
     Get_rank = lambda self: self.rank
     Get_size = lambda self: 2
     bcast = lambda self, thing: self.allgather(thing)[0]
+    allreduce = lambda self, mine: sum(self.allgather(mine))
     Barrier = lambda self: self.allgather(None)
     Abort = lambda self, code: os._exit(code)
 
@@ -72,7 +73,8 @@ def measure(ranks: int, rows: list[int], attack_steps: list[int], epsilon: float
         command = [str(mpiexec()), "-n", "2", *command]
     one_core = {"TINYADV_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     path = os.pathsep.join([str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")])
-    here = {key: value for key, value in os.environ.items() if not key.startswith("PMI_")}
+    mine = ("PMI_", "OMPI_", "PMIX_")  # of an mpiexec that has started this process
+    here = {key: value for key, value in os.environ.items() if not key.startswith(mine)}
     environment = {**here, **one_core, "PYTHONPATH": path, "HYDRA_LAUNCHER": "fork"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -9,7 +9,7 @@ training     ``madry_cnn``, batches of 256 images, ten steps of PGD each: the ti
 AutoAttack   200 images, ``slides_cnn`` at an ε that many of them survive: the time of the sweep
 
 Each rank has one thread. One process and several take turns; the figure is the median, and the
-speed-up is that of the medians.
+speed-up is the ratio of the medians.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ calls in a row. If the two are equal, the host is what limits the speed.
 
 Every part has a deadline. What is not begun by then is listed under ``left_out``. The file is
 written anew after each result, so a session that is cut short leaves what it has measured. The
-rehearsal runs the same lines on the tests' stand-in for CuPy; its times mean nothing.
+rehearsal runs all parts but the steps on the tests' stand-in for CuPy; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HERE = Path(__file__).resolve().parent
 NETS = {"slides_cnn": 128, "fast_cnn": 128, "madry_cnn": 50, "interval_cnn": 128}  # batch sizes
 SECONDS = 480  # of a session
 DEADLINES = {"correctness": 180, "calibration": 40, "convolutions": 100, "steps": 240}  # seconds
-TESTS = ("test_conv.py", "test_optim.py", "test_primitives.py")
+TESTS = ("test_conv.py", "test_optim.py", "test_primitives.py", "test_balls.py")
 TASKS = ("training step", "input gradient", "PGD-10 training step", "interval-bound training step")
 ROUNDS = 5  # of which the median counts
 
@@ -276,14 +276,20 @@ def steps(
     The processes are put into ``workers``; the caller closes them.
     """
 
+    def answer(library: str, tf32: bool, **request: Any) -> float:
+        if (library, tf32) not in workers:
+            workers[library, tf32] = Worker(library, tf32)
+        try:
+            return workers[library, tf32].ask(left(), **request)
+        except OSError:  # no answer: the next request gets a new process
+            workers.pop((library, tf32)).close()
+            raise
+
     def measure(net: str, n: int, task: str, tf32: bool) -> dict:
         times: dict[str, list[float]] = {library: [] for library in libraries}
         for _ in range(3):
             for library, values in times.items():
-                if (library, tf32) not in workers:
-                    workers[library, tf32] = Worker(library, tf32)
-                ask = workers[library, tf32].ask
-                values.append(ask(left(), do="time", net=net, batch=n, task=task))
+                values.append(answer(library, tf32, do="time", net=net, batch=n, task=task))
         result = {library: statistics.median(values) for library, values in times.items()}
         if "torch" in times:
             pairs = zip(times["tinyadv"], times["torch"], strict=True)
@@ -292,9 +298,9 @@ def steps(
 
     return {
         f"{net}: {task}, TF32 {'on' if tf32 else 'off'}": partial(measure, net, n, task, tf32)
-        for tf32 in (False, True)
         for net, n in nets.items()
         for task in TASKS
+        for tf32 in (False, True)
         if task != "interval-bound training step" or net != "madry_cnn"
     }
 
@@ -330,8 +336,14 @@ def main(argv: list[str] | None = None) -> None:
     nets = {net: 2 if rehearsal else NETS[net] for net in args.nets}
 
     session = Session(args.out, args.seconds)
-    # If a call hangs, the file that is there must do.
-    guard = threading.Timer(args.seconds + 20, os._exit, [3])
+    workers: dict[Any, Worker] = {}
+
+    def give_up():  # a call hangs: the file that is there must do
+        for worker in list(workers.values()):
+            worker.process.kill()
+        os._exit(3)
+
+    guard = threading.Timer(args.seconds, give_up)
     guard.daemon = True
     guard.start()
     session.report["device"] = device(xp)
@@ -345,12 +357,11 @@ def main(argv: list[str] | None = None) -> None:
         "steps": lambda: {} if rehearsal else steps(session.left, nets, workers, libraries),
     }
     libraries = ["tinyadv"] + ["torch"] * (importlib.util.find_spec("torch") is not None)
-    workers: dict[Any, Worker] = {}
     try:
         for name in args.parts:
             results = session.part(name, parts[name](), DEADLINES[name])
             if name == "correctness" and not results.get("tests", {}).get("passed"):
-                raise SystemExit("the tests failed, so there is nothing to time: see the file")
+                raise SystemExit("the tests failed or were not done in time: see the file")
     finally:
         for worker in workers.values():
             worker.close()
