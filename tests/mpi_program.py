@@ -18,6 +18,7 @@ from tinyadv.attacks import auto_attack, pgd
 from tinyadv.balls import L2, Linf
 from tinyadv.data import Dataset
 from tinyadv.layers import Conv2d, Dense, Flatten, Module, ReLU, Sequential
+from tinyadv.losses import cross_entropy
 
 if os.environ.get("TINYADV_TEST_MPI"):  # mpiexec has started this process
     from mpi4py import MPI
@@ -46,12 +47,12 @@ def cnn(rng=1):
     return Sequential(*layers)
 
 
-def train(epochs=3, perturb=None, model=None, **options):
+def train(epochs=3, perturb=None, model=None, data=DATA, **options):
     """The weights, one after another, and the history, of a training with Adam."""
     model = model or cnn(1 + RANK)  # rank 0 decides
     how = {"batch_size": BATCH, "progress": False, "comm": COMM} | options
     adam = optim.Adam(model.parameters(), 0.01)
-    history = fit(model, DATA, adam, epochs, perturb, **how)
+    history = fit(model, data, adam, epochs, perturb, **how)
     columns = {name: values for name, values in vars(history).items() if name != "seconds"}
     return np.concatenate([p.value.ravel() for p in model.parameters()]), columns
 
@@ -61,11 +62,27 @@ def penalty(model, x, y):
     return loss, logits, {"mean": x.mean()}
 
 
+class Noise:
+    """An objective of a user, which draws numbers and has no ``state_dict``."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(3)
+
+    def __call__(self, model, x, y):
+        logits = model(x + self.rng.normal(0, 0.1, x.shape).astype(x.dtype))
+        return cross_entropy(logits, y), logits
+
+
 BALL = Linf(0.1)
 TRAININGS = {
     "standard": {},
     "min-max": {"perturb": lambda: defenses.MinMax(BALL, steps=3), "epochs": 2},
     "L2": {"perturb": lambda: partial(pgd, ball=L2(0.5), steps=2), "epochs": 2},
+    "generators": {
+        "perturb": lambda: partial(pgd, ball=L2(0.5), steps=2, rng=np.random.default_rng(7)),
+        "objective": Noise,
+        "epochs": 2,
+    },
     "TRADES": {"objective": lambda: defenses.Trades(BALL, steps=2), "epochs": 2},
     "penalty": {"objective": lambda: penalty, "average": lambda: 0.9, "epochs": 2},
     "rotations": {"perturb": lambda: defenses.WorstOfK(2, max_shift=1), "epochs": 1},
@@ -199,31 +216,81 @@ def half(folder):
 
 
 def ctrl_c(folder):
-    """One rank alone is asked to stop, and all of them do after the same step."""
-    steps = []
+    """One rank alone is asked to stop, and all of them do after the same step or validation."""
 
-    def perturb(model, x, y):
-        steps.append(len(x))
-        if len(steps) == 3 and RANK == COMM.Get_size() - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        return x
+    def attempt(rank, at, **options):
+        """The message, and the numbers of the steps and the validations that were done."""
+        done = {"steps": 0, "validations": 0}
 
-    try:
-        train(2, perturb, checkpoint=folder / "state.npz", batch_size=40)
-    except KeyboardInterrupt as error:
-        (folder / f"stopped-{RANK}").write_text(f"{error} {len(steps)}")
+        def count(what, result):
+            done[what] += 1
+            if RANK == rank and done == at:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+            return result
+
+        try:
+            train(
+                2, lambda model, x, y: count("steps", x), checkpoint=folder / "state.npz",
+                validate=lambda model: count("validations", 0.5), **options,
+            )  # fmt: skip
+            return ["not stopped", done]
+        except KeyboardInterrupt as error:
+            return [str(error), done]
+
+    last = COMM.Get_size() - 1
+    found = [
+        attempt(last, {"steps": 3, "validations": 0}, batch_size=40),
+        attempt(0, {"steps": 3, "validations": 0}, batch_size=1),  # rank 0 has no rows of its own
+        attempt(last, {"steps": 6, "validations": 2}),
+    ]
+    (folder / f"stopped-{RANK}.json").write_text(json.dumps(found))
 
 
-def failing(folder):
+def failing(folder, error=ZeroDivisionError, where="perturb"):
     """An error in one rank alone."""
 
-    def perturb(model, x, y):
+    def fails(result):
         if RANK == 1:
-            raise ZeroDivisionError("in this rank alone")
-        return x
+            raise error("in this rank alone")
+        return result
 
-    train(1, perturb)
+    places = {
+        "perturb": lambda model, x, y: fails(x),
+        "augment": lambda x, rng: fails(x),
+        "validate": lambda model: fails(0.5),
+    }
+    train(1, **{where: places[where]})
+
+
+overflow = partial(failing, error=FloatingPointError)
+second_ctrl_c = partial(failing, error=KeyboardInterrupt)
+in_augment = partial(failing, error=FloatingPointError, where="augment")
+in_validate = partial(failing, error=KeyboardInterrupt, where="validate")
+
+
+def disagreeing(folder):
+    """Ranks that call ``fit`` with other arguments, or find another checkpoint."""
+    x, y = DATA.x_train, DATA.y_train
+    own = {"checkpoint": folder / f"state-{RANK}.npz"}
+    if RANK == 0:
+        train(1, comm=None, **own)
+    COMM.Barrier()
+    without = Dataset("without", x, y, DATA.x_test, None, DATA.classes)
+    short = Dataset("short", x[:50], y[:50], DATA.x_test, DATA.y_test, DATA.classes)
+    found = []
+    for options in (
+        {"data": without if RANK == 1 else DATA},
+        {"data": short if RANK == 1 else DATA},
+        {"epochs": 2 + RANK},
+        {"resume": True, **own},
+    ):
+        try:
+            train(**options)
+            found.append("nothing")
+        except (TypeError, ValueError) as error:
+            found.append(str(error))
+    (folder / f"disagreeing-{RANK}.json").write_text(json.dumps(found))
 
 
 def refused(folder):
@@ -237,6 +304,7 @@ def refused(folder):
     for attempt in (
         lambda: train(model=Sequential(Whole(), *cnn().layers)),
         lambda: train(perturb=defenses.Free(BALL)),
+        lambda: train(perturb=partial(pgd, ball=BALL, rng=5)),
         lambda: evaluate.robustness(
             Sequential(Whole(), *cnn().layers), DATA.x_test, DATA.y_test, {"PGD": pgd}, comm=COMM
         ),

@@ -14,8 +14,10 @@ import mpi_program as program
 import numpy as np
 import pytest
 
+from tinyadv.attacks import auto_attack, pgd
 from tinyadv.checkpoint import load_state
-from tinyadv.distributed import RowsGenerator, _rows
+from tinyadv.distributed import DRAWS, Alone, RowsGenerator, _rows
+from tinyadv.evaluate import robustness
 from tinyadv.parallel import setting
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +39,7 @@ needs_mpi = pytest.mark.skipif(
 
 
 def start(ranks: int, folder: Path, *tasks: str) -> subprocess.Popen:
-    """The program on so many ranks; 0 is one process without MPI."""
+    """The program on `ranks` ranks; 0 is one process without MPI."""
     folder.mkdir(exist_ok=True)
     path = [str(ROOT), str(ROOT / "tests"), *sys.path]
     once = {"OPENBLAS_NUM_THREADS": "1", "TINYADV_THREADS": "1"}
@@ -121,6 +123,7 @@ def test_a_rank_draws_its_rows_of_what_one_process_draws():
         lambda rng, n: rng.random(n, np.float32),
         lambda rng, n: rng.integers(2**63, size=n),
         lambda rng, n: rng.integers(0, 2, (n, 2)),
+        lambda rng, n: rng.integers(0, 2, (n, 2), np.int8, True),
         lambda rng, n: rng.uniform(-1, 1, (n, 1, 2)),
         lambda rng, n: rng.standard_normal(size=(n, 2)),
         lambda rng, n: rng.standard_exponential((n, 2)),
@@ -131,19 +134,71 @@ def test_a_rank_draws_its_rows_of_what_one_process_draws():
     for rows in (slice(0, 4), slice(4, 9)):
         whole, own = (kind(np.random.PCG64(1)) for kind in (np.random.Generator, RowsGenerator))
         with setting(_rows, (rows, 9)):
-            for draw in draws[:8]:
+            for draw in draws[:9]:
                 same(draw(own, rows.stop - rows.start), draw(whole, 9)[rows])
-            for draw in draws[8:]:
+            for draw in draws[9:]:
                 same(draw(own, 3), draw(whole, 3))
         same(own.random(4), whole.random(4))  # outside of a batch
+        same(own.permutation(4), whole.permutation(4))
+
+
+def test_a_rank_refuses_draws_that_would_end_the_common_order():
+    rng = RowsGenerator(np.random.PCG64(1))
+    draws = {
+        "permutation": lambda: rng.permutation(4),
+        "shuffle": lambda: rng.shuffle(np.arange(4)),
+        "choice": lambda: rng.choice(3, 4),
+        "beta": lambda: rng.beta(1, 1, size=4),
+        "exponential": lambda: rng.exponential(1.0, 4),
+        "laplace": lambda: rng.laplace(),
+        "uniform": lambda: rng.uniform(np.zeros((4, 1)), 1),
+        "normal": lambda: rng.normal(loc=np.zeros(4)),
+        "random": lambda: rng.random(out=np.zeros(4)),
+    }
+    before = rng.bit_generator.state
+    with setting(_rows, (slice(0, 4), 9)):
+        for name, draw in draws.items():
+            with pytest.raises(TypeError, match=rf"rng\.{name} .* draw with random, .*exact=True"):
+                draw()
+        for name in dir(np.random.Generator):  # also those of a later NumPy
+            if not name.startswith("_") and name not in {"bit_generator", "spawn", *DRAWS}:
+                with pytest.raises(TypeError, match="cannot share"):
+                    getattr(rng, name)()
+    assert rng.bit_generator.state == before
+
+
+@pytest.mark.parametrize("comm", [4, np, Alone])
+def test_what_is_not_a_communicator_is_refused(comm):
+    model, x, y = program.cnn(), program.DATA.x_test, program.DATA.y_test
+    for call in (
+        lambda: program.train(comm=comm),
+        lambda: robustness(model, x, y, {"PGD": pgd}, comm=comm),
+        lambda: auto_attack(model, x, y, comm=comm),
+    ):
+        with pytest.raises(TypeError, match=r"comm must be .*MPI\.COMM_WORLD, got "):
+            call()
 
 
 @needs_mpi
 def test_what_cannot_be_shared_is_refused(folders):
     for rank in range(2):
-        layer, free, sweep = json.loads((folders / "2" / f"refused-{rank}.json").read_text())
+        layer, free, seed, sweep = json.loads((folders / "2" / f"refused-{rank}.json").read_text())
         assert "by_example = True" in layer and layer == sweep
         assert "Free takes its own steps" in free and "exact=True" in free
+        assert "perturb has rng=5" in seed and "exact=True" in seed
+
+
+@needs_mpi
+def test_ranks_that_disagree_all_raise_an_error(tmp_path):
+    run(2, tmp_path, "disagreeing")
+    first, second = (history(tmp_path, f"disagreeing-{rank}") for rank in range(2))
+    assert first[1:] == second[1:]
+    labels, images, epochs, checkpoint = first
+    assert "rank 1: TypeError" in labels and "data.y_test" in labels
+    assert second[0].startswith("fit needs data.x_test and data.y_test")
+    assert "rank 0: images 301" in images and "rank 1: images 50" in images
+    assert "epochs 2" in epochs and "epochs 3" in epochs
+    assert "epoch 1, step 0; rank 1" in checkpoint and "the same checkpoint" in checkpoint
 
 
 # ---- interruptions -------------------------------------------------------------------------------
@@ -184,15 +239,29 @@ def test_a_killed_rank_ends_the_job_and_the_checkpoint_resumes(tmp_path):
 @needs_mpi
 def test_ctrl_c_in_one_rank_stops_all_after_the_same_step(tmp_path):
     run(2, tmp_path, "ctrl_c")
+    saved = f"state saved in {tmp_path / 'state.npz'}"
     for rank in range(2):
-        text = (tmp_path / f"stopped-{rank}").read_text()
-        assert text == f"stopped in epoch 1: state saved in {tmp_path / 'state.npz'} 3"
+        assert history(tmp_path, f"stopped-{rank}") == [
+            [f"stopped in epoch 1: {saved}", {"steps": 3, "validations": 0}],
+            [f"stopped in epoch 1: {saved}", {"steps": 3, "validations": 0}],
+            [f"stopped after epoch 2: {saved}", {"steps": 6, "validations": 2}],
+        ]
 
 
 @needs_mpi
-def test_an_error_in_one_rank_ends_the_job_with_a_message(tmp_path):
-    output = run(2, tmp_path, "failing", fails=True)
-    assert "ZeroDivisionError: in this rank alone" in output
+@pytest.mark.parametrize(
+    "task, error",
+    [
+        ("failing", "ZeroDivisionError"),
+        ("overflow", "FloatingPointError"),
+        ("second_ctrl_c", "KeyboardInterrupt"),
+        ("in_augment", "FloatingPointError"),
+        ("in_validate", "KeyboardInterrupt"),
+    ],
+)
+def test_an_error_in_one_rank_ends_the_job_with_a_message(task, error, tmp_path):
+    output = run(2, tmp_path, task, fails=True)
+    assert f"{error}: in this rank alone" in output
     assert "rank 1 failed, and ends all ranks" in output
 
 

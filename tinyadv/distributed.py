@@ -20,9 +20,9 @@ depend on the number of ranks; each rank computes some of them and receives the 
 are added in the order of the pieces. So the results are those of one process, bit by bit. But the
 gradients of all pieces travel, and a batch of fewer pieces than ranks leaves some ranks idle.
 
-What is not shared, every rank computes: the random numbers of the whole batch, ``augment``, the
-step of the optimizer. Give each rank its own cores: with four ranks on a machine of eight cores,
-set ``TINYADV_THREADS=2``. Arrays on a GPU travel through the host.
+Every rank computes for itself: the random numbers of the whole batch, ``augment``, the step of the
+optimizer. Give each rank its own cores: with four ranks on a machine of eight cores, set
+``TINYADV_THREADS=2`` and ``OPENBLAS_NUM_THREADS=2``. Arrays on a GPU travel through the host.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,30 @@ KEEP_AFTER = 1.0  # seconds: a share that took longer is kept for a resumed swee
 
 def is_first(comm: Any) -> bool:
     """Whether this is rank 0, which prints and writes files; also without a communicator."""
-    return comm is None or comm.Get_rank() == 0
+    return not several(comm) or comm.Get_rank() == 0
 
 
 def several(comm: Any) -> bool:
-    """Whether there is more than one rank."""
-    return comm is not None and comm.Get_size() > 1
+    """Whether there is more than one rank; TypeError if ``comm`` is not a communicator."""
+    if comm is None:
+        return False
+    if isinstance(comm, type) or not hasattr(comm, "allgather"):
+        raise TypeError(
+            f"comm must be a communicator such as mpi4py.MPI.COMM_WORLD, got {comm!r:.100}"
+        )
+    return comm.Get_size() > 1
 
 
-def check_sharable(comm: Any, model: Any, perturb: Any = None) -> None:
+def on_any_rank(comm: Any, flag: bool) -> bool:
+    """Whether ``flag`` is true on one of the ranks, which all ask this at the same time."""
+    return any(comm.allgather(flag)) if several(comm) else flag
+
+
+def check_sharable(comm: Any, model: Any, perturb: Any = None, objective: Any = None) -> None:
     """Raise ValueError unless the ranks can share a batch for this model.
 
-    A ``perturb`` that is given must not take the steps of the optimizer itself.
+    A ``perturb`` that is given must not take the steps of the optimizer itself, and must draw from
+    a generator, as ``objective`` must.
     """
     if several(comm) and not may_cut(model):
         raise ValueError(
@@ -76,6 +89,47 @@ def check_sharable(comm: Any, model: Any, perturb: Any = None) -> None:
         raise ValueError(
             f"{type(perturb).__name__} takes its own steps and may keep something for each image "
             "of a batch, of which a rank has only some: use exact=True, or one process"
+        )
+    for name, part in (("perturb", perturb), ("objective", objective)):
+        for place in _generators(part) if several(comm) else ():
+            if not isinstance(place["rng"], np.random.Generator):
+                raise ValueError(
+                    f"{name} has rng={place['rng']!r:.50}, from which each rank would draw the "
+                    "same numbers for its own rows: leave rng out, and it draws from the generator "
+                    "of the run; or give a numpy.random.Generator; or use exact=True"
+                )
+
+
+@contextmanager
+def agreeing(comm: Any) -> Iterator[dict]:
+    """Raise an error on all ranks if this block fails on one, or if their facts differ.
+
+    Otherwise the ranks would begin, and wait for each other forever. Nothing in the block may wait
+    for another rank.
+
+    Yields
+    ------
+    dict
+        For the facts that must be the same on all ranks.
+
+    Raises
+    ------
+    ValueError
+        On the ranks where the block itself has raised nothing.
+    """
+    together, facts = several(comm), dict[str, Any]()
+    try:
+        yield facts
+    except BaseException as error:
+        if together:
+            comm.allgather(repr(error))
+        raise
+    found = comm.allgather(", ".join(f"{k} {v}" for k, v in facts.items())) if together else [""]
+    other = next((rank for rank, theirs in enumerate(found) if theirs != found[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"the ranks disagree: rank 0: {found[0]}; rank {other}: {found[other]}. All of them "
+            "need the same arguments, and must see the same checkpoint"
         )
 
 
@@ -234,34 +288,66 @@ _rows: ContextVar[tuple[slice, int]] = ContextVar("rows", default=(slice(0, -1),
 class RowsGenerator(np.random.Generator):
     """Draws numbers for all examples of a batch, and returns those of this rank's rows.
 
-    So the ranks together draw what one process draws, and stay in step. It does so for arrays whose
-    first axis is as long as its part of the batch. All other draws are the same on all ranks.
+    So the ranks together draw what one process draws. It does so for arrays whose first axis is as
+    long as the rank's part of the batch; numbers and arrays of another size are the same on all
+    ranks. Within a batch only the methods in ``DRAWS`` can be used, and their parameters must be
+    numbers. All else raises TypeError, because it could draw a different amount of numbers on each
+    rank, and then the ranks would no longer be in step.
     """
 
 
-def _for_rows(name: str, at: int) -> Callable:
-    """The method of this name, whose argument number ``at`` is ``size``."""
+# The methods whose arrays can be cut into rows, and their arguments.
+DRAWS = {
+    "random": ("size", "dtype", "out"),
+    "standard_normal": ("size", "dtype", "out"),
+    "standard_exponential": ("size", "dtype", "method", "out"),
+    "uniform": ("low", "high", "size"),
+    "normal": ("loc", "scale", "size"),
+    "integers": ("low", "high", "size", "dtype", "endpoint"),
+}
+
+
+def _for_rows(name: str) -> Callable:
     draw = getattr(np.random.Generator, name)
 
     def method(self: Any, *args: Any, **how: Any) -> Any:
         """As in ``numpy.random.Generator``, for this rank's rows."""
-        how |= dict(zip(("size", "dtype"), args[at:], strict=False))
-        shape, (rows, n) = np.empty(how.get("size") or (), bool).shape, _rows.get()
+        rows, n = _rows.get()
+        if not n:  # not within a batch
+            return draw(self, *args, **how)
+        how |= dict(zip(DRAWS.get(name, ()), args, strict=False))
+        if name not in DRAWS or any(np.ndim(how[key]) for key in how.keys() - {"size", "dtype"}):
+            raise TypeError(
+                f"the ranks cannot share what rng.{name} draws here: draw with {', '.join(DRAWS)}, "
+                "with numbers as parameters and size=(n, …) for n examples; or use exact=True"
+            )
+        shape = np.empty(how.get("size") or (), bool).shape
         if not shape or shape[0] != rows.stop - rows.start:
-            return draw(self, *args[:at], **how)
-        return draw(self, *args[:at], **how | {"size": (n, *shape[1:])})[rows]
+            return draw(self, **how)
+        return draw(self, **how | {"size": (n, *shape[1:])})[rows]
 
     return method
 
 
-_POSITIONS = {"random": 0, "standard_normal": 0, "uniform": 2, "normal": 2, "integers": 2}
-for _name, _at in {**_POSITIONS, "standard_exponential": 0}.items():
-    setattr(RowsGenerator, _name, _for_rows(_name, _at))
+for _name in {*dir(np.random.Generator)} - {"bit_generator", "spawn"}:
+    if not _name.startswith("_"):
+        setattr(RowsGenerator, _name, _for_rows(_name))
 
 
 def by_rows(comm: Any, rng: np.random.Generator) -> np.random.Generator:
     """``rng``, or if there are several ranks a :class:`RowsGenerator` with the same state."""
     return RowsGenerator(rng.bit_generator) if several(comm) else rng
+
+
+def _generators(part: Any) -> Iterator[dict]:
+    """The dictionaries in which ``part``, and an attack that it has, keep an ``rng``.
+
+    These are the attributes of an object, and the arguments of a ``functools.partial``.
+    """
+    for each in (part, getattr(part, "attack", None)):
+        for place in (getattr(each, "__dict__", {}), getattr(each, "keywords", {})):
+            if place.get("rng") is not None:
+                yield place
 
 
 class DataParallel:
@@ -301,7 +387,7 @@ class DataParallel:
         """
         if self.exact:
             yield from inner(model, x, y, objective, optimizer, begin)
-            if self.comm.allreduce(self.interrupted.is_set()):
+            if on_any_rank(self.comm, self.interrupted.is_set()):
                 self.stop.set()
             return
         n, rank, size = len(x), self.comm.Get_rank(), self.comm.Get_size()
@@ -330,8 +416,9 @@ class DataParallel:
         for part, g in zip(parts, grads, strict=True):
             part[...] = g.reshape(-1)
             part *= self.share
-        for k, total in enumerate([*self.totals.values(), self.interrupted.is_set()]):
+        for k, total in enumerate(self.totals.values()):
             numbers[k] = total if self.share else 0
+        numbers[-1] = self.interrupted.is_set()
         self.comm.Allreduce(to_numpy(self.buffer), self.sums)
         *parts, numbers = xp.split(xp.asarray(self.sums), ends)
         self.optimizer.step([part.reshape(g.shape) for part, g in zip(parts, grads, strict=True)])
@@ -341,7 +428,7 @@ class DataParallel:
 
 
 @contextmanager
-def sharing_batches(comm: Any, run: Any, train_batch: Callable, totals: Callable,
+def sharing_batches(comm: Any, run: Any, parts: dict, train_batch: Callable, totals: Callable,
                     interrupted: Any, exact: bool) -> Iterator[tuple]:  # fmt: skip
     """The training of ``fit`` over the ranks, or as it is if there is one process.
 
@@ -349,6 +436,8 @@ def sharing_batches(comm: Any, run: Any, train_batch: Callable, totals: Callable
     ----------
     comm : mpi4py.MPI.Comm or None
     run : TrainingState
+    parts : dict of str to object
+        What may draw random numbers in a step: ``perturb``, ``objective``.
     train_batch, totals, interrupted, exact
         As for :class:`DataParallel`.
 
@@ -361,14 +450,12 @@ def sharing_batches(comm: Any, run: Any, train_batch: Callable, totals: Callable
         yield train_batch, interrupted
         return
     team, run.writes = DataParallel(comm, run.optimizer, totals, interrupted, exact), is_first(comm)
-    common = KeyboardInterrupt, FloatingPointError  # which all ranks raise
+    common = KeyboardInterrupt, FloatingPointError  # which ``fit`` raises on all ranks
     with ending_together(comm, *common), setting(RANKS, Ranks(comm)):
         for p in run.model.parameters():  # whatever each rank began with
             p.value[...] = array_module(p.value).asarray(comm.bcast(to_numpy(p.value)))
         run.rng.bit_generator.state = comm.bcast(run.rng.bit_generator.state)
-        parts = run.parts.values()
-        for part in [*parts, *(getattr(part, "attack", None) for part in parts)]:
-            if isinstance(getattr(part, "rng", None), np.random.Generator):
-                part.rng = by_rows(comm, part.rng)
+        for place in () if exact else chain(*map(_generators, parts.values())):
+            place["rng"] = by_rows(comm, place["rng"])
         yield lambda *args: team.train_batch(train_batch, *args), team.stop
     comm.Barrier()  # rank 0 has written the last checkpoint

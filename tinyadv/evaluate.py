@@ -140,7 +140,8 @@ def robustness(
     ------
     TypeError
         If ``attacks`` is not a dict, ``ball`` is not a ball, ``x`` is not an array of
-        floating-point numbers, or an attack does not return an array of the same backend.
+        floating-point numbers, ``comm`` is not a communicator, or an attack does not return an
+        array of the same backend.
     ValueError
         If there are no examples or no attacks, ``y`` is not one integer for each example, from 0
         to K - 1, a pixel of ``x`` or of what an attack returns is not a number from 0 to 1, or

@@ -28,7 +28,15 @@ import numpy as np
 from tinyadv.backend import array_module
 from tinyadv.checkpoint import TrainingState, check_writable
 from tinyadv.data import Dataset
-from tinyadv.distributed import by_rows, check_sharable, is_first, sharing_batches
+from tinyadv.distributed import (
+    agreeing,
+    by_rows,
+    check_sharable,
+    ending_together,
+    is_first,
+    on_any_rank,
+    sharing_batches,
+)
 from tinyadv.evaluate import accuracy
 from tinyadv.inputs import as_arrays, check_counts
 from tinyadv.layers import Module
@@ -140,7 +148,8 @@ def fit(
     validate : bool or callable
         What to do after each epoch. ``True`` measures the test accuracy, ``False`` nothing. A
         function ``validate(model)`` returns a number, which is recorded as the test accuracy, or a
-        dictionary of named numbers, which become columns of the history.
+        dictionary of named numbers, which become columns of the history. With ``comm`` every
+        process calls it.
     checkpoint : path, optional
         The file to keep the training state in: written at the end of every epoch, on Ctrl-C, and
         every ``checkpoint_steps`` batches.
@@ -155,14 +164,16 @@ def fit(
         Share each batch among the processes of this communicator, such as ``MPI.COMM_WORLD`` in a
         program that ``mpiexec -n 4`` starts; see :mod:`tinyadv.distributed`. All of them call
         ``fit`` with the same arguments, begin with the weights of rank 0, and end with the same
-        weights. The loss must be a mean over the examples; random numbers must come from the
-        argument ``rng`` of a function, or the attribute ``rng`` of a defence. Rank 0 writes the
+        weights. The loss must be a mean over the examples. Random numbers must come from a
+        generator: the argument ``rng`` of a function, or the attribute ``rng`` of a defence; see
+        :class:`tinyadv.distributed.RowsGenerator` for what can be drawn. Rank 0 writes the
         checkpoint, on a file system that all of them read; any number of processes can resume it.
+        An error in a step, or in the validation, ends all of them.
     exact : bool
         With ``comm``: the same numbers as in one process, bit by bit. This is faster than one
-        process only on a CPU, for a network with convolutions, and for a batch of several pieces
-        (64 examples or less). By default the processes exchange less, and the numbers agree up to
-        rounding.
+        process only on a CPU and for a network with convolutions. A batch is cut into pieces of at
+        most 64 examples, at least two, so a batch of 128 gives work to two processes only. By
+        default the processes exchange less, and the numbers agree up to rounding.
 
     Returns
     -------
@@ -172,11 +183,13 @@ def fit(
     ------
     TypeError
         If ``data`` is not a data set, an argument that should be a function is not, ``perturb`` or
-        ``augment`` does not return images, or ``objective`` does not return two tensors.
+        ``augment`` does not return images, ``objective`` does not return two tensors, or ``comm``
+        is not a communicator. With ``comm`` also if a generator cannot draw the rows of a process.
     ValueError
         If an argument or a name is not allowed, the loss does not depend on any parameter of the
         optimiser, ``average`` has been used in another run, or several processes cannot share a
-        batch. In that case nothing is changed.
+        batch. In that case nothing is changed. Also if the processes have different arguments or
+        find different checkpoints, or one of them cannot begin.
     CheckpointError
         A ValueError: if the checkpoint is broken, or belongs to other settings or another network.
     OSError
@@ -195,32 +208,37 @@ def fit(
     each step with the number of epochs done, including fractions: for an ε that grows. If it has
     ``state_dict()`` and ``load_state_dict(state)``, its state is part of the checkpoint.
     """
-    check_counts(0, epochs=epochs)
-    every = 1 if checkpoint_steps is None else checkpoint_steps
-    check_counts(batch_size=batch_size, checkpoint_steps=every)
-    _check_functions(perturb=perturb, augment=augment, objective=objective, schedule=schedule)
-    if not (isinstance(validate, (bool, np.bool_)) or callable(validate)):
-        raise TypeError(f"validate must be True, False or a function, got {validate!r}")
-    if (resume or checkpoint_steps) and checkpoint is None:
-        raise ValueError("resume and checkpoint_steps need checkpoint=, the file to keep state in")
-    xp = array_module(*[p.value for p in model.parameters()])
-    x_train, y_train = _part(data, "train", xp)
-    if validate and not callable(validate):
-        x_test, y_test = _part(data, "test", xp)
-        validate = lambda model: accuracy(model, x_test, y_test)
-    if average is not None and not hasattr(average, "swap"):
-        average = WeightAverage(optimizer.params, decay=average)
-    if isinstance(average, WeightAverage) and (average.steps or average.weights):
-        raise ValueError("average belongs to a run before this one: make a new WeightAverage")
-    parts: dict[str, Any] = {"perturb": perturb, "objective": objective, "average": average}
-    settings = {"examples": len(x_train), "batch_size": int(batch_size)}
-    check_sharable(comm, model, None if exact else perturb)
-    progress, rng = progress and is_first(comm), by_rows(comm, np.random.default_rng(rng))
-    run = TrainingState(model, optimizer, rng, History(), settings=settings, parts=parts)
-    if resume and checkpoint is not None and os.path.exists(checkpoint):
-        run.load(checkpoint)
-    if checkpoint is not None and run.epoch < epochs:
-        check_writable(checkpoint)  # now, and not after an epoch
+    with agreeing(comm) as facts:
+        check_counts(0, epochs=epochs)
+        every = 1 if checkpoint_steps is None else checkpoint_steps
+        check_counts(batch_size=batch_size, checkpoint_steps=every)
+        _check_functions(perturb=perturb, augment=augment, objective=objective, schedule=schedule)
+        if not (isinstance(validate, (bool, np.bool_)) or callable(validate)):
+            raise TypeError(f"validate must be True, False or a function, got {validate!r}")
+        if (resume or checkpoint_steps) and checkpoint is None:
+            raise ValueError(
+                "resume and checkpoint_steps need checkpoint=, the file to keep state in"
+            )
+        xp = array_module(*[p.value for p in model.parameters()])
+        x_train, y_train = _part(data, "train", xp)
+        if validate and not callable(validate):
+            x_test, y_test = _part(data, "test", xp)
+            validate = lambda model: accuracy(model, x_test, y_test)
+        if average is not None and not hasattr(average, "swap"):
+            average = WeightAverage(optimizer.params, decay=average)
+        if isinstance(average, WeightAverage) and (average.steps or average.weights):
+            raise ValueError("average belongs to a run before this one: make a new WeightAverage")
+        parts: dict[str, Any] = {"perturb": perturb, "objective": objective, "average": average}
+        settings = {"examples": len(x_train), "batch_size": int(batch_size)}
+        check_sharable(comm, model, *(() if exact else (perturb, objective)))
+        progress, rng = progress and is_first(comm), by_rows(comm, np.random.default_rng(rng))
+        run = TrainingState(model, optimizer, rng, History(), settings=settings, parts=parts)
+        if resume and checkpoint is not None and os.path.exists(checkpoint):
+            run.load(checkpoint)
+        if checkpoint is not None and run.epoch < epochs:
+            check_writable(checkpoint)  # now, and not after an epoch
+        facts.update(images=len(x_train), batch_size=batch_size, epochs=epochs, exact=exact)
+        facts.update(validate=bool(validate), epoch=run.epoch, step=run.step)
 
     train_batch = getattr(perturb, "train_batch", None)
     train_batch = train_batch or partial(train_step, with_generator(perturb, rng))
@@ -237,24 +255,25 @@ def fit(
 
     with (
         _interrupts() as event,
-        sharing_batches(comm, run, train_batch, _totals, event, exact) as (train, interrupted),
+        sharing_batches(comm, run, parts, train_batch, _totals, event, exact) as (train, stopped),
     ):
         while run.epoch < epochs:
             if run.order is None:
                 run.order = rng.permutation(len(x_train))
             started = time.perf_counter() - run.seconds
             for step in _bar(run, batches, epochs, progress):
-                rows = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
-                x, y = x_train[rows], _read_only(y_train[rows])
-                if augment is not None:
-                    x = _images(augment(x, rng), "augment")
-                for result in train(model, x, y, evaluated, optimizer, begin):
-                    run.add(len(y), **_totals(result, y))
-                    if parts["average"] is not None:
-                        parts["average"].update()
+                with ending_together(comm):
+                    rows = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
+                    x, y = x_train[rows], _read_only(y_train[rows])
+                    if augment is not None:
+                        x = _images(augment(x, rng), "augment")
+                    for result in train(model, x, y, evaluated, optimizer, begin):
+                        run.add(len(y), **_totals(result, y))
+                        if parts["average"] is not None:
+                            parts["average"].update()
 
                 run.step += 1
-                stop = interrupted.is_set()
+                stop = stopped.is_set()
                 save = checkpoint_steps is not None and run.step % checkpoint_steps == 0
                 if stop or save or run.step % LOOK_EVERY == 0 or run.step == batches:
                     run.settle()
@@ -265,7 +284,7 @@ def fit(
                 if save and checkpoint is not None:
                     run.save(checkpoint)
             else:
-                with run.averaged():
+                with run.averaged(), ending_together(comm):
                     numbers = _validated(validate, model, run)
                 run.end_epoch(**numbers)
                 if progress:
@@ -273,7 +292,7 @@ def fit(
 
             if checkpoint is not None:
                 run.save(checkpoint)
-            if interrupted.is_set():
+            if stopped.is_set() or on_any_rank(comm, event.is_set()):
                 when = f"in epoch {run.epoch + 1}" if run.step else f"after epoch {run.epoch}"
                 kept = f"state saved in {run.saved_in}" if run.saved_in else "no state kept"
                 raise KeyboardInterrupt(f"stopped {when}: {kept}")

@@ -80,7 +80,7 @@ def auto_attack(
     ------
     TypeError
         If ``ball`` is neither ``Linf`` nor ``L2``, ``x`` is not an array of floating-point numbers,
-        or the model does not return a tensor when it is given one.
+        ``comm`` is not a communicator, or the model does not return a tensor when given one.
     ValueError
         If ``x`` is not (N, C, H, W), ε is infinite, a logit is not finite, or another input is not
         as described.
