@@ -147,6 +147,7 @@ def ending_together(comm: Any, *common: type[BaseException]) -> Iterator[None]:
         if several(comm) and not isinstance(error, common):
             traceback.print_exc()
             print(f"rank {comm.Get_rank()} failed, and ends all ranks", file=sys.stderr, flush=True)
+            time.sleep(0.5)  # mpiexec needs a moment to pass this on
             comm.Abort(1)
         raise
 
