@@ -1,5 +1,7 @@
 """Several processes compute what one does: training, sweeps, and what happens if a process dies."""
 
+import copy
+import hashlib
 import json
 import os
 import random
@@ -8,13 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import mpi_program as program
 import numpy as np
 import pytest
 
+from tinyadv import attacks, distributed, models
 from tinyadv.attacks import auto_attack, pgd
+from tinyadv.balls import L2, Linf
 from tinyadv.checkpoint import load_state
 from tinyadv.distributed import DRAWS, Alone, RowsGenerator, _rows
 from tinyadv.evaluate import robustness
@@ -205,6 +211,37 @@ def test_ranks_that_disagree_all_raise_an_error(tmp_path):
 
 
 @needs_mpi
+def digest_of(*parts):
+    digest = hashlib.sha256()
+    distributed._feed(digest, parts)
+    return digest.hexdigest()
+
+
+def test_the_key_of_a_sweep_knows_arrays_closures_and_generators():
+    """A share that was kept is taken only by a run that would compute the same."""
+    numbers = np.arange(5000.0)
+    changed = numbers.copy()
+    changed[2500] = 0  # where its repr has dots
+
+    def attack(epsilon, rng=0):
+        return lambda model, x, y: attacks.fgsm(model, x, y, ball=Linf(epsilon))
+
+    pairs = [
+        (numbers, changed), (numbers, numbers.astype(np.float32)), (attack(0.1), attack(0.2)),
+        (partial(attacks.pgd, table=numbers), partial(attacks.pgd, table=changed)),
+        (np.random.default_rng(0), np.random.default_rng(1)), ({"a": 1}, {"a": 2}),
+        (SimpleNamespace(a=[numbers]), SimpleNamespace(a=[changed])), ((1, (2, 3)), ((1, 2), 3)),
+        (lambda x: x + 1, lambda x: x + 2), (models.mlp((2, 2), 0), models.mlp((2, 2), 1)),
+        (Linf(0.1).project, Linf(0.2).project), (Linf(0.1), L2(0.1)),
+    ]  # fmt: skip
+    for one, other in pairs:
+        assert digest_of(one) != digest_of(other)
+        assert digest_of(one) == digest_of(copy.deepcopy(one))
+    circle = SimpleNamespace()
+    circle.own = circle
+    assert digest_of(circle) == digest_of(circle)
+
+
 def test_a_checkpoint_resumes_on_any_number_of_ranks(tmp_path):
     program.resumed(tmp_path)  # all of it, in this process
     expected = np.load(tmp_path / "end.npy")

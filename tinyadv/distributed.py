@@ -27,7 +27,9 @@ optimizer. Give each rank its own cores: with four ranks on a machine of eight c
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import os
 import re
 import sys
@@ -40,6 +42,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -266,12 +269,49 @@ def sharing_pieces(comm: Any, model: Any, folder: Any = None, key: tuple = ()) -
         return
     check_sharable(comm, model)
     digest = hashlib.sha256()
-    for part in (model, *getattr(model, "state_dict", dict)().values(), *key):
-        text = re.sub(r" at 0x\w+", "", repr(part)).encode()
-        digest.update(to_numpy(part).tobytes() if hasattr(part, "dtype") else text)
+    _feed(digest, (model, *key))
     comm = Alone() if comm is None else comm
     with ending_together(comm), setting(RANKS, Ranks(comm, folder, digest.hexdigest()[:16])):
         yield
+
+
+def _feed(digest: Any, part: Any, seen: tuple = ()) -> None:
+    """Feed what the results depend on: numbers, arrays, the code of functions, and what is inside.
+
+    Where memory addresses are all that differs, the digest is the same, in every process.
+    """
+    if any(part is other for other in seen):
+        return
+    inside: Any = ()
+    if hasattr(part, "dtype") and hasattr(part, "shape"):
+        array = to_numpy(part)
+        digest.update(array.tobytes())
+        inside = array.shape, str(array.dtype)
+    elif isinstance(part, np.random.Generator):
+        inside = (part.bit_generator.state,)
+    elif isinstance(part, functools.partial):
+        inside = part.func, part.args, part.keywords
+    elif inspect.ismethod(part):
+        inside = part.__func__, part.__self__
+    elif inspect.isfunction(part):
+        closure = [cell.cell_contents for cell in part.__closure__ or ()]
+        inside = part.__code__, part.__defaults__, part.__kwdefaults__, closure
+    elif inspect.iscode(part):
+        inside = part.co_code, part.co_names, part.co_consts
+    elif isinstance(part, dict):
+        inside = part.items()
+    elif isinstance(part, (list, tuple)):
+        inside = part
+    elif hasattr(part, "state_dict"):  # a model: what it keeps besides its weights does not count
+        inside = re.sub(r" at 0x\w+", "", repr(part)), part.state_dict()
+    elif hasattr(part, "__dict__") and not isinstance(part, (type, ModuleType)):
+        inside = type(part).__qualname__, vars(part)
+    else:
+        digest.update(re.sub(r" at 0x\w+", "", repr(part)).encode())
+    digest.update(f"{type(part).__name__}(".encode())
+    for each in inside:
+        _feed(digest, each, (*seen, part))
+    digest.update(b")")
 
 
 def count_passes(counter: Counter[str]) -> None:

@@ -333,7 +333,7 @@ def small_cnn(digits, epsilon=0.1, seed=0, epochs=4):
 
 
 @trained_once
-def noisy(digits, sigma, seed=0, epochs=5):
+def noisy(digits, sigma=0.25, seed=0, epochs=5):
     """The fast CNN, trained on images with normal noise for randomised smoothing (lesson 16)."""
     model = models.fast_cnn(seed)
     yield model
