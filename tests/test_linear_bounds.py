@@ -351,7 +351,8 @@ def test_linear_bounds_are_never_looser_than_intervals(kind, hidden, seed):
     assert (worst <= loose + 1e-12 * (1 + abs(loose))).all()  # sums in another order
     plain = linear_worst_logits(net, low, high, y, outward=False, hidden=hidden).value
     assert (plain <= worst).all()
-    np.testing.assert_allclose(plain, worst, rtol=1e-9, atol=1e-9)
+    # Rounding moves the bounds on hidden neurons as well, and the lines with them.
+    np.testing.assert_allclose(plain, worst, rtol=1e-6, atol=1e-6)
 
 
 @given(seed=st.integers(0, 2**32))

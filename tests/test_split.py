@@ -307,7 +307,7 @@ def test_the_bound_of_a_domain_holds_where_its_constraints_do(kind):
             gaps = z[inside, domains.rivals[d]] - z[inside, y[0]]
             seen += len(gaps)
             assert (gaps <= domains.bounds[d]).all()
-            g, constant = search.lines(domains.take(slice(d, d + 1)))
+            g, constant = search.linear_function(domains.take(slice(d, d + 1)))
             assert (gaps <= points[inside] @ g[0] + constant[0]).all()
         parents, whole = domains, len(domains)
         domains = domains.split(np.full(whole, depth))

@@ -28,8 +28,11 @@ def relu_and_lines(low, high):
     return figure
 
 
-def polygon(directions, bounds):
-    """The corners (V, 2) of the set where <d, z> ≤ bound for all directions d (M, 2)."""
+def _polygon(directions, bounds):
+    """The corners of a convex set in the plane, given how far it reaches in many directions.
+
+    The set where <d, z> ≤ bound for all directions d (M, 2); returns (V, 2).
+    """
     size = 4 * np.abs(bounds).max()
     corners = size * np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
     for d, bound in zip(directions, bounds, strict=True):
@@ -56,7 +59,7 @@ def outlines(directions, bounds, points, names):
     tightest = np.full(len(directions), np.inf)
     for method, bound in bounds.items():
         tightest[:: len(directions) // len(bound)] = bound
-        corners = polygon(directions, tightest)
+        corners = _polygon(directions, tightest)
         closed = np.concatenate([corners, corners[:1]])
         for part in (ax, inset):
             part.fill(*corners.T, color=OUTLINES[method], alpha=0.08, linewidth=0)
@@ -66,7 +69,7 @@ def outlines(directions, bounds, points, names):
         part.axhline(0, color=ORANGE, linewidth=1)
         part.axvline(0, color=ORANGE, linewidth=1, label="decision boundaries")
         part.set(xlabel=names[0], ylabel=names[1])
-    around = polygon(directions, bounds["CROWN"])
+    around = _polygon(directions, bounds["CROWN"])
     low, high = around.min(0), around.max(0)
     margin = 0.12 * (high - low)
     inset.set_xlim(low[0] - margin[0], max(high[0], 0) + margin[0])
