@@ -189,6 +189,15 @@ def randomised_smoothing() -> str:
     return rows(["σ", *radii, "abstains", "largest r"], body)
 
 
+def certified_training() -> str:
+    """Trainings for certificates, and what they reach."""
+    body = []
+    for name, row in load("certified_training-mnist")["numbers"]["networks"].items():
+        shares = (percent(row[key]) for key in ("clean", "PGD", "certified"))
+        body.append([name, row["epochs"], f"{row['seconds'] / 60:.1f} min", *shares])
+    return rows(["", "epochs", "processor time", "clean", "PGD-20", "certified"], body)
+
+
 def speed() -> str:
     """Ratios to PyTorch eager."""
     tasks = load("speed")["tasks"]
@@ -223,6 +232,7 @@ TABLES = {
     "networks behind thresholds": behind_thresholds,
     "attacks and bounds": attacks_and_bounds,
     "randomised smoothing": randomised_smoothing,
+    "certified training": certified_training,
     "speed": speed,
     "speed of training": speed_of_training,
     "speed of attacks": speed_of_attacks,

@@ -144,7 +144,13 @@ def code(recipe: Callable) -> list[str]:
 
 def source(part: Callable) -> str:
     """The code of a function or class without comments, docstrings and layout."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+    if inspect.isclass(part):  # inspect does not find those of a module that runpy has started
+        method = next(each for each in vars(part).values() if inspect.isfunction(each))
+        module = ast.parse(Path(method.__code__.co_filename).read_text(encoding="utf-8"))
+        classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
+        (tree,) = (node for node in classes if node.name == part.__name__)
+    else:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
             node.body = node.body[1:]
