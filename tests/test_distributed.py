@@ -210,7 +210,6 @@ def test_ranks_that_disagree_all_raise_an_error(tmp_path):
 # ---- interruptions -------------------------------------------------------------------------------
 
 
-@needs_mpi
 def digest_of(*parts):
     digest = hashlib.sha256()
     distributed._feed(digest, parts)
@@ -237,11 +236,15 @@ def test_the_key_of_a_sweep_knows_arrays_closures_and_generators():
     for one, other in pairs:
         assert digest_of(one) != digest_of(other)
         assert digest_of(one) == digest_of(copy.deepcopy(one))
+    words = {f"word {i}" for i in range(50)}  # whose order differs from process to process
+    assert digest_of(words) == digest_of(set(sorted(words, reverse=True)))
+    assert digest_of(words) != digest_of(words - {"word 7"})
     circle = SimpleNamespace()
     circle.own = circle
     assert digest_of(circle) == digest_of(circle)
 
 
+@needs_mpi
 def test_a_checkpoint_resumes_on_any_number_of_ranks(tmp_path):
     program.resumed(tmp_path)  # all of it, in this process
     expected = np.load(tmp_path / "end.npy")

@@ -302,6 +302,8 @@ def _feed(digest: Any, part: Any, seen: tuple = ()) -> None:
         inside = part.items()
     elif isinstance(part, (list, tuple)):
         inside = part
+    elif isinstance(part, (set, frozenset)):  # in an order that is the same in every process
+        inside = sorted(map(repr, part))
     elif hasattr(part, "state_dict"):  # a model: what it keeps besides its weights does not count
         inside = re.sub(r" at 0x\w+", "", repr(part)), part.state_dict()
     elif hasattr(part, "__dict__") and not isinstance(part, (type, ModuleType)):
