@@ -85,12 +85,12 @@ defvjp(relu_between, lambda g, y, v, above, below: g * ops.where(g > 0, above, b
 # At the end g says how the bound depends on the image. Instead of collecting the constants, we take
 # its value at the centre m of the box. Each line that has replaced a ReLU raises the bound there by
 # g_i (line_i − relu)(v_i), with v_i as the network computes it at m. So at m the bound is ⟨c, f(m)⟩
-# plus the sum of these. At the worst corner it is ⟨|g|, r⟩ larger, for the radius r of the box.
+# plus the sum of these. At the worst corner it is ⟨|g|, r⟩ larger, with r the radius of the box.
 
 
 # %%
 def upper_bound(layers_, low, high, c, hidden):
-    """On ⟨c, f(x)⟩, for each of R rows: low, high (R, …), c (R, K), hidden: (l, u) of each ReLU."""
+    """Bounds on ⟨c, f(x)⟩ (R,): low, high (R, …), c (R, K), hidden: (l, u) of each ReLU."""
     image = h = Tensor((low + high) / 2)
     relus = []
     for layer in layers_:
@@ -109,14 +109,14 @@ def upper_bound(layers_, low, high, c, hidden):
 
 
 # %% [markdown]
-# Each ReLU needs its l and u. Those of the first follow from the box. For the second we ask the
+# Each ReLU needs its l and u. The first ReLU's follow from the box. For the second we ask the
 # same question about its inputs, for c = e_i and for c = −e_i, and so on to the last. A layer of n
 # neurons takes 2n walks back to the image: this is the price.
 
 
 # %%
 def hidden_bounds(layers_, low, high):
-    """(l, u) of each ReLU, for a single image (1, …)."""
+    """(l, u) of each ReLU, given the bounds on a single image (1, …)."""
     hidden = []
     for i, layer in enumerate(layers_):
         if isinstance(layer, layers.Activation):
@@ -177,7 +177,7 @@ assert steps[20][others].mean() <= steps[0][others].mean()
 
 # %%
 def search(model, low, high, c, budget=400):
-    """What branch and bound finds, and how many domains it has looked at, for one image and c."""
+    """What branch and bound finds for one image and c, and how many domains it has looked at."""
     queue, looked = [hidden_bounds(model.layers, low, high)], 0
     while queue and looked < budget:
         hidden, looked = queue.pop(), looked + 1
@@ -196,7 +196,7 @@ def search(model, low, high, c, budget=400):
     return ("open" if queue else "proved"), looked
 
 
-worst = np.where(others, steps[0], -np.inf).max(axis=1)  # of all rivals
+worst = np.where(others, steps[0], -np.inf).max(axis=1)  # of all other classes
 robust = evaluate.predict(model, attacks.pgd(model, x, y, ball=Linf(epsilon), steps=40)) == y
 undecided = robust & (worst >= 0)
 left = np.argsort(np.where(undecided, worst, np.inf))[: max(2, undecided.sum())]
@@ -230,7 +230,7 @@ for i, verdict in zip(near, verdicts, strict=True):
 programs = [verify.Program(model, low[i : i + 1], high[i : i + 1]) for i in left]
 easiest = int(np.argmin([program.choices for program in programs]))  # fewest unstable ReLUs
 i, program = left[easiest], programs[easiest]
-j, k = np.argsort(np.where(others[i], steps[0][i], -np.inf))[:-3:-1]  # the two closest rivals
+j, k = np.argsort(np.where(others[i], steps[0][i], -np.inf))[:-3:-1]  # the two closest classes
 angles = np.linspace(0, 2 * np.pi, 8 if run.quick else 48, endpoint=False)
 directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (M, 2)
 unit = np.eye(10, dtype=low.dtype)

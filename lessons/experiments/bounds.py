@@ -6,8 +6,9 @@ measures on MNIST how many of 100 test images survive PGD, and how many are cert
 linear bounds and by intervals: for three perceptrons, and for a small convolutional network at
 three radii (lesson 16). Branch and bound is compared with a solver of mixed-integer programs on the
 first images that PGD and linear bounds leave undecided. Linear bounds are also computed for the
-network of lesson 10. Finally, two networks are trained on noisy images, and their votes on noisy
-copies are certified. It takes some twenty minutes on two cores; the networks are kept.
+larger PGD network of the min-max experiment. Finally, two networks are trained on noisy images, and
+their votes on noisy copies are certified. It takes some twenty minutes on two cores; the networks
+are kept.
 """
 
 import time
@@ -136,7 +137,7 @@ def main() -> None:
         lambda: verify.certified_accuracy(recorded, x[few], y[few], 0.15, bound=by_steps(0))
     )
     large = {"images": len(x[few]), "CROWN": share, "seconds": seconds}
-    print("the network of lesson 10, ε = 0.15:", large)
+    print("the larger PGD network, ε = 0.15:", large)
     run.record(solver=solver, large=large)
 
     votes = {}

@@ -14,7 +14,8 @@ def speed_up(rows, curves, size):
     """
     figure, ax = plt.subplots(figsize=(7, 3.4))
     for name, values in curves.items():
-        ax.plot(rows, values, color=COLOURS[name], label=f"{name} training")
+        style = "-" if name == "standard" else "--"  # the curves may lie on each other
+        ax.plot(rows, values, style, color=COLOURS[name], label=f"{name} training")
     ax.axhline(size / 2, color=GREY, linewidth=1, linestyle="--")
     ax.set_xscale("log", base=2)
     ax.set_xticks(rows[::2], [f"{n:g}" for n in rows[::2]])

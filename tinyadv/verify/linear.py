@@ -202,7 +202,7 @@ class Region:
         }  # fmt: skip
 
     def errors(self, of: int | None = None) -> list[Array]:
-        """What rounding adds to a bound, for each node of its tape: (N, …)."""
+        """What rounding adds to a bound at each node of its tape: (N, …)."""
         if not self.outward:
             return []
         if of in self._errors:
@@ -222,7 +222,7 @@ class Region:
         return self.hidden[k]
 
     def _tightened(self, k, low, high):
-        """The tighter of these bounds and linear ones, for each neuron that may be unstable."""
+        """The tighter of these bounds and linear ones at each neuron that may be unstable."""
         self.hidden[k], xp, errors = None, array_module(low), self.errors(of=k)
         either, low, high = to_numpy(unstable(low, high)), low.copy(), high.copy()
         flat_low, flat_high = low.reshape(len(low), -1), high.reshape(len(low), -1)  # views

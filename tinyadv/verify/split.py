@@ -430,7 +430,7 @@ class Search:
         return True, self.broken_by(np.clip(x, *self.limits))
 
     def errors(self, of: int | None = None) -> list[Array]:
-        """What rounding adds to a bound, for each node of its tape: (1, …)."""
+        """What rounding adds to a bound at each node of its tape: (1, …)."""
         return [error[self.i : self.i + 1] for error in self.region.errors(of)]
 
     def linear_function(self, d: Domains, **how: Any) -> tuple[Array, Array]:

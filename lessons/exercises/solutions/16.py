@@ -25,7 +25,7 @@ def lower_bounds(upper, c):
 
 
 def chord_of_leaky_relu(low, high, a):
-    """At the ends the values are a·l and u. Below, any slope between those of the two pieces."""
+    """At the ends the values are a·l and u. Below, any slope from a to 1 will do."""
     slope = (high - a * low) / (high - low)
     return slope, high - slope * high, a, 1.0
 
