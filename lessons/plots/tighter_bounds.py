@@ -75,7 +75,7 @@ def outlines(directions, bounds, points, names):
     inset.set_xlim(low[0] - margin[0], max(high[0], 0) + margin[0])
     inset.set_ylim(low[1] - margin[1], max(high[1], 0) + margin[1])
     ax.set_title("Each outline contains the next one …")
-    inset.set_title("… and the exact bounds are reached (enlarged)")
+    inset.set_title("… and the inner ones enlarged")
     figure.legend(*inset.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
