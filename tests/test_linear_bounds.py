@@ -13,6 +13,7 @@ from tinyadv import Tensor, check_grads, grad, layers, ops, to_numpy
 from tinyadv.balls import L1, L2, Ball, Linf
 from tinyadv.evaluate import predict
 from tinyadv.losses import cross_entropy
+from tinyadv.tensor import value_of
 from tinyadv.verify import (
     certified,
     certified_accuracy,
@@ -21,6 +22,7 @@ from tinyadv.verify import (
     interval_rule,
     worst_logits,
 )
+from tinyadv.verify.fields import Fields
 from tinyadv.verify.interval import magnitude, rounded_outward
 from tinyadv.verify.linear import Region, hidden_bounds, linear_bound, linear_worst_logits
 from tinyadv.verify.relus import lines, opened, relu_between, run
@@ -83,6 +85,8 @@ def convolutional(rng, pool=None):
         pool = kinds[rng.integers(4)](size, stride=[None, 1, 2, 3][rng.integers(4)])
     conv = layers.Conv2d(1, 2, 3, stride=int(rng.integers(1, 3)), padding=1)
     parts = [conv, layers.ReLU(), pool] if rng.random() < 0.5 else [conv, pool, layers.ReLU()]
+    if rng.random() < 0.5:
+        parts[1:1] = [layers.ReLU(), layers.Conv2d(2, 2, 2, padding=1)]
     parts.append(layers.Flatten())
     n = layers.Sequential(*parts)(np.zeros((1, 1, 6, 6), np.float32)).shape[1]
     return layers.Sequential(*parts, layers.Dense(n, 4), layers.ReLU(), layers.Dense(4, 3))
@@ -436,6 +440,67 @@ def test_crown_written_out(seed):
             assert worst[i, k] <= min(expected, loose[i, k]) + 1e-10 * (1 + abs(expected))
 
 
+class FlatReLU(layers.Module):
+    """A ReLU that has no positions, so that each neuron is bounded by a pass of its own."""
+
+    by_example = True
+
+    def __init__(self):
+        self.relu = layers.ReLU()
+
+    def __call__(self, x):
+        return ops.reshape(self.relu(ops.reshape(x, (len(x), -1))), x.shape)
+
+
+@given(seed=st.integers(0, 2**32), outward=st.booleans())
+@fewer
+def test_neurons_that_share_a_row_have_the_same_bounds(seed, outward, rule_of_residual):
+    @interval_rule(FlatReLU)
+    def flat(layer, low, high, outward):
+        sides = (ops.reshape(side, (len(side), -1)) for side in (low, high))
+        return [ops.reshape(b, low.shape) for b in interval_bounds(layer.relu, *sides, outward)]
+
+    def network(relu):
+        rng = np.random.default_rng(seed)
+        parts = [
+            layers.Conv2d(1, 2, 3, stride=int(rng.integers(1, 3)), padding=1), relu(),
+            layers.Conv2d(2, 3, 2, padding=int(rng.integers(2))), relu(),
+            *([layers.AvgPool2d(2)] if rng.random() < 0.5 else []),
+            layers.Conv2d(3, 2, (1, 2), stride=(2, 1)), relu(),
+        ]  # fmt: skip
+        return randomised(layers.Sequential(*parts), rng).astype(np.float64), rng
+
+    together, rng = network(layers.ReLU)
+    alone, _ = network(FlatReLU)
+    low, high = boxed(rng.random((3, 1, 12, 12)), 0.1)
+    found, expected = (hidden_bounds(net, low, high, outward=outward) for net in (together, alone))
+    for bounds, own in zip(found, expected, strict=True):
+        size = max(abs(value_of(side)).max() for side in own)
+        for side, other in zip(bounds, own, strict=True):
+            side, other = value_of(side), value_of(other).reshape(side.shape)
+            np.testing.assert_allclose(side, other, atol=1e-9 * size, rtol=0)
+
+
+def test_positions_overlap_where_their_pixels_do():
+    """Windows of 3 + 2·(4 - 1) = 9 pixels, 2 apart: positions overlap if less than 4.5 apart."""
+    net = layers.Sequential(
+        layers.Conv2d(1, 2, 3, stride=2), layers.ReLU(), layers.Conv2d(2, 3, 4), layers.ReLU()
+    )
+    net[2].weight.value[:, :, 1:3, 1:3] = 0  # a weight of zero counts as any other
+    low, high = boxed(np.full((1, 1, 24, 24), 0.5, np.float32), 0.1)
+    region = Region(net, low, high)
+    region.find(interval_bounds, True)
+    fields = Fields(region.asking(0, 1), region.hidden[1][0])
+    at = np.stack(np.unravel_index(np.arange(64), (8, 8)))  # of each position
+    apart = abs(at[:, :, None] - at[:, None]).max(0)
+    np.testing.assert_array_equal(fields.overlap, 2 * apart < 9)
+    neurons = np.random.default_rng(0).permutation(3 * 64)[:100]
+    rows = fields.rows(neurons)
+    same_row = (rows[:, None] == rows) & ~np.eye(100, dtype=bool)
+    assert not fields.overlap[np.ix_(neurons % 64, neurons % 64)][same_row].any()
+    assert rows.max() < 50
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 2**32), hidden=st.sampled_from(["linear", "interval"]))
 @few
@@ -473,7 +538,7 @@ def test_a_batch_of_any_size_is_its_examples(kind):
 
 
 def test_a_smaller_ball_has_tighter_bounds():
-    net, x, _, y = random_case("convolutional", 3, n=10)
+    net, x, _, y = random_case("convolutional", 4, n=10)
     low, high = boxed(x, 0.3)
     box = linear_worst_logits(net, low, high, y)
     for kind in (L2, L1, Linf):

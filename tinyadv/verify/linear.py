@@ -29,7 +29,8 @@ enabling complete verification with rapid and massively parallel incomplete veri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from tinyadv.inputs import check_choice, check_counts, frozen
 from tinyadv.losses import is_label
 from tinyadv.parallel import by_examples, examples_last, in_threads
 from tinyadv.tensor import Array, Tensor, grad, value_of
+from tinyadv.verify.fields import ROWS, Fields
 from tinyadv.verify.interval import check_bounds, interval_bounds, worst_logits
 from tinyadv.verify.relus import (
     USED_TWICE,
@@ -55,14 +57,12 @@ from tinyadv.verify.relus import (
 )
 from tinyadv.verify.rounding import Bounds
 
-ROWS = 128  # the most that one pass takes
-
 
 def linear_bound(
     model: layers.Module, low: Any, high: Any, c: Array, hidden: Sequence[Bounds], *,
     of: int | None = None, slopes: Sequence | None = None, multipliers: Sequence = (),
     within: tuple[Ball, Array] | None = None, errors: Sequence[Array] = (),
-    create_graph: bool = False,
+    create_graph: bool = False, total: Callable | None = None,
 ) -> tuple[Any, Any, list[Relu]]:  # fmt: skip
     """An upper bound on <c, f(x)> for all low ≤ x ≤ high: a pass between lines, forward and back.
 
@@ -87,6 +87,8 @@ def linear_bound(
         rounding, and is float64.
     create_graph : bool
         Return tensors that can be differentiated.
+    total : callable, optional
+        What to do with the parts (R, …) of the bound, instead of adding up each row.
 
     Returns
     -------
@@ -105,38 +107,42 @@ def linear_bound(
     if len(middle) < len(c):
         widen(nodes, len(c))
     terms = [(y, c), *((relu.v, m) for relu, m in zip(relus, multipliers, strict=False))]
-    out = sum(row_sums(v * m) for v, m in terms)
+    out = row_sums(v * m for v, m in terms)
 
     asked, ones = [image, *(relu.h for relu in relus)], array_module(out.value).ones_like(out.value)
     gradients = grad(out, [*asked, *nodes] if errors else asked, ones, create_graph=create_graph)
     g, *at_relus = map(precise, gradients[: len(asked)])
-    bound = sum(row_sums(precise(v) * m) for v, m in terms) + _reach(g, middle, radius, within)
     for relu, g_relu in zip(relus, at_relus, strict=True):
         relu.g = g_relu
-        bound = bound + row_sums(relu.g * relu.gap(relu.g, precise))
-    for g_node, error in zip(gradients[len(asked) :], errors, strict=True):
-        bound = bound + row_sums(abs(g_node) * error)
-    return bound, g, relus
+    g_nodes = zip(gradients[len(asked) :], errors, strict=True)
+    parts = chain(
+        (precise(v) * m for v, m in terms),
+        [_reach(g, middle, radius, within)],
+        (relu.g * relu.gap(relu.g, precise) for relu in relus),
+        (abs(g_node) * error for g_node, error in g_nodes),
+    )
+    return (total or row_sums)(parts), g, relus
 
 
-def row_sums(t: Any) -> Any:
-    """(R, …) -> (R,)"""
-    return ops.sum(ops.reshape(t, (t.shape[0], -1)), axis=1)
+def row_sums(parts: Iterable) -> Any:
+    """What each row of some arrays (R, …) adds up to: (R,)."""
+    return sum(ops.sum(ops.reshape(t, (t.shape[0], -1)), axis=1) for t in parts)
 
 
 def _reach(g: Any, middle: Any, radius: Any, within: tuple | None) -> Any:
-    """The largest <g, x - middle> for the inputs x, or a bound on it: (R,)."""
-    box = row_sums(ops.abs(g) * radius)
+    """What adds up to the largest <g, x - middle> for the inputs x, or more: (R, …)."""
+    box = ops.abs(g) * radius
     if within is None or within[0].epsilon == math.inf:  # an infinite radius times a gradient of 0
         return box
     ball, x = within
-    return ops.minimum(box, row_sums(g * (x - middle)) + ball.epsilon * _dual_norm(ball, g))
+    in_ball = row_sums([g * (x - middle)]) + ball.epsilon * _dual_norm(ball, g)
+    return ops.minimum(row_sums([box]), in_ball)
 
 
 def _dual_norm(ball: Ball, g: Any) -> Any:
     """The largest <g, δ> for ‖δ‖ ≤ 1: (R,)."""
     if isinstance(ball, L2):
-        return ops.sqrt(row_sums(g * g) + float(np.finfo(value_of(g).dtype).tiny))
+        return ops.sqrt(row_sums([g * g]) + float(np.finfo(value_of(g).dtype).tiny))
     size = ops.reshape(ops.abs(g), (g.shape[0], -1))
     return ops.max(size, axis=1) if isinstance(ball, L1) else ops.sum(size, axis=1)
 
@@ -213,6 +219,12 @@ class Region:
         self._errors[of] = found
         return found
 
+    def asking(self, i: int, of: int | None = None) -> Callable:
+        """``ask(c, total)``: :func:`linear_bound` for many directions, but one example."""
+        one = slice(i, i + 1)
+        row = {**self.rows(one), "of": of, "errors": [error[one] for error in self.errors(of)]}
+        return lambda c, total=row_sums: linear_bound(**row, c=c, total=total)[0]
+
     def _found(self, k, low, high):
         if self.hidden[k] is not None:
             raise ValueError(USED_TWICE)
@@ -223,24 +235,34 @@ class Region:
 
     def _tightened(self, k, low, high):
         """The tighter of these bounds and linear ones at each neuron that may be unstable."""
-        self.hidden[k], xp, errors = None, array_module(low), self.errors(of=k)
+        self.hidden[k], xp = None, array_module(low)
+        self.errors(of=k)  # now, and not in each thread
         either, low, high = to_numpy(unstable(low, high)), low.copy(), high.copy()
         flat_low, flat_high = low.reshape(len(low), -1), high.reshape(len(low), -1)  # views
+        images = np.flatnonzero(either.reshape(len(low), -1).any(1))
+
+        shared = self.within is None and low.ndim == 4 and len(images)
+        fields = Fields(self.asking(images[0], k), low) if shared else None
 
         def tighten(i):
-            one, neurons = slice(i, i + 1), np.flatnonzero(either[i])
-            row, own = self.rows(one), [error[one] for error in errors]
-            for some in np.split(neurons, range(ROWS // 2, len(neurons), ROWS // 2)):
-                some = xp.asarray(some)
-                unit = xp.zeros((len(some), flat_low.shape[1]), low.dtype)
-                unit[xp.arange(len(some)), some] = 1
+            neurons, ask = np.flatnonzero(either[i]), self.asking(i, k)
+            rows = fields.rows(neurons) if fields else np.arange(len(neurons))
+            count = int(rows.max()) + 1
+            for these in np.array_split(np.arange(count), math.ceil(2 * count / ROWS)):
+                here = np.isin(rows, these)
+                some, row = xp.asarray(neurons[here]), xp.asarray(rows[here] - these[0])
+                unit = xp.zeros((len(these), flat_low.shape[1]), low.dtype)
+                unit[row, some] = 1
                 c = xp.concatenate([unit, -unit]).reshape(-1, *low.shape[1:])
-                bound, _, _ = linear_bound(**row, c=c, of=k, errors=own)
-                top, bottom = _rounded_up(value_of(bound), low.dtype).reshape(2, -1)
+                if fields:
+                    bound = ask(c, fields.sums).reshape(2, len(unit), -1)
+                    bound = bound[:, row, some % bound.shape[2]]
+                else:
+                    bound = value_of(ask(c)).reshape(2, -1)
+                top, bottom = _rounded_up(bound, low.dtype)
                 flat_high[i, some] = xp.minimum(flat_high[i, some], top)
                 flat_low[i, some] = xp.maximum(flat_low[i, some], -bottom)
 
-        images = np.flatnonzero(either.reshape(len(low), -1).any(1))
         in_threads(tighten, images) if xp is np else list(map(tighten, images))
         return low, high
 
