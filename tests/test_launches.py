@@ -4,14 +4,15 @@ On a GPU a step of these networks takes as long as the host needs to launch its 
 number is the speed. A ceiling here is a number that was reached, and some room.
 """
 
-import numpy as np
+import json
+from pathlib import Path
+
 import pytest
 import strict_cupy
+from benchmarks import launches
+from benchmarks.launches import attack, gradient_for_the_images, on_the_device, training_step
 
-from tinyadv import Tensor, grad, models, optim, parallel
-from tinyadv.attacks import pgd
-from tinyadv.attacks.shared import input_gradient
-from tinyadv.balls import Linf
+from tinyadv import Tensor, grad, optim, parallel
 from tinyadv.losses import cross_entropy
 
 # network: training step, input gradient, PGD with ten steps
@@ -24,31 +25,10 @@ CEILINGS = {
 every_network = pytest.mark.parametrize("net", CEILINGS)
 
 
-def on_the_device(net, count):
-    model, rng = getattr(models, net)(), np.random.default_rng(0)
-    for p in model.parameters():
-        p.value = strict_cupy.asarray(p.value)
-    x = rng.random((count, 1, 28, 28), dtype=np.float32)
-    return model, strict_cupy.asarray(x), strict_cupy.asarray(rng.integers(0, 10, count))
-
-
-def training_step(model, x, y):
-    optimizer = optim.Adam(model.parameters())
-    with strict_cupy.count() as counted:
-        optimizer.step(grad(cross_entropy(model(x), y), optimizer.params))
-    return counted
-
-
-def gradient_for_the_images(model, x, y):
-    with strict_cupy.count() as counted:
-        input_gradient(model, x, y, loss=cross_entropy)
-    return counted
-
-
-def attack(model, x, y, steps):
-    with strict_cupy.count() as counted:
-        pgd(model, x, y, ball=Linf(0.3), steps=steps)
-    return counted
+def test_the_recorded_counts_are_those_of_this_version():
+    path = Path(launches.__file__).with_suffix(".json")
+    recorded = json.loads(path.read_text(encoding="utf-8"))["launches"]
+    assert recorded == {net: launches.counts(net) for net in launches.NETWORKS}
 
 
 @every_network
@@ -60,7 +40,7 @@ def test_a_step_stays_below_its_ceiling_and_never_waits(net):
     ]:  # fmt: skip
         assert counted.launches <= ceiling
         assert counted.syncs == counted.transfers == 0
-    counted, start = attack(model, x, y, 10), attack(model, x, y, 1)
+    counted, start = attack(model, x, y), attack(model, x, y, 1)
     assert counted.launches <= climb
     # What waits is the check of arguments and results, not a step. The random start is drawn on
     # the host.

@@ -97,8 +97,8 @@ def elementwise(f: Function) -> Function:
     - ``f`` takes arrays, Python's numbers and ``None``, and returns an array, a tuple of arrays, or
       nothing if it writes into its arguments.
 
-    Results are stored in the order of the first array. NumPy does this by itself if all arrays have
-    the same order.
+    If all arrays have the same number of axes, results are stored in the order of the first array.
+    NumPy does this by itself if all arrays have the same order.
 
     Examples
     --------

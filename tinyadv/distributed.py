@@ -471,8 +471,10 @@ class DataParallel:
 
 
 @contextmanager
-def sharing_batches(comm: Any, run: Any, parts: dict, train_batch: Callable, totals: Callable,
-                    interrupted: Any, exact: bool) -> Iterator[tuple]:  # fmt: skip
+def sharing_batches(
+    comm: Any, run: Any, parts: dict, train_batch: Callable, totals: Callable, interrupted: Any,
+    exact: bool, common: tuple[type[BaseException], ...],
+) -> Iterator[tuple]:  # fmt: skip
     """The training of ``fit`` over the ranks, or as it is if there is one process.
 
     Parameters
@@ -483,6 +485,9 @@ def sharing_batches(comm: Any, run: Any, parts: dict, train_batch: Callable, tot
         What may draw random numbers in a step: ``perturb``, ``objective``.
     train_batch, totals, interrupted, exact
         As for :class:`DataParallel`.
+    common
+        The errors that ``fit`` raises on all ranks; any other ends them, see
+        :func:`ending_together`.
 
     Yields
     ------
@@ -493,7 +498,6 @@ def sharing_batches(comm: Any, run: Any, parts: dict, train_batch: Callable, tot
         yield train_batch, interrupted
         return
     team, run.writes = DataParallel(comm, run.optimizer, totals, interrupted, exact), is_first(comm)
-    common = KeyboardInterrupt, FloatingPointError  # which ``fit`` raises on all ranks
     with ending_together(comm, *common), setting(RANKS, Ranks(comm)):
         for p in run.model.parameters():  # whatever each rank began with
             p.value[...] = array_module(p.value).asarray(comm.bcast(to_numpy(p.value)))

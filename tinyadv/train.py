@@ -32,7 +32,6 @@ from tinyadv.distributed import (
     agreeing,
     by_rows,
     check_sharable,
-    ending_together,
     is_first,
     on_any_rank,
     sharing_batches,
@@ -195,12 +194,12 @@ def fit(
     OSError
         If the checkpoint cannot be written; a path that does not allow it is noticed at the
         beginning.
-    FloatingPointError
-        If the loss is no longer finite; the message says what to try.
-    KeyboardInterrupt
-        On Ctrl-C, after the current batch is done and the state is saved. A second Ctrl-C does not
-        wait. A ``fit`` that is called within a step of another one leaves Ctrl-C to that one, and
-        a handler of SIGINT that Python does not know stays in place.
+    Diverged
+        A FloatingPointError: if the loss is no longer finite; the message says what to try.
+    Interrupted
+        A KeyboardInterrupt: on Ctrl-C, after the current batch is done and the state is saved. A
+        second Ctrl-C does not wait. A ``fit`` that is called within a step of another one leaves
+        Ctrl-C to that one, and a handler of SIGINT that Python does not know stays in place.
 
     Notes
     -----
@@ -255,22 +254,23 @@ def fit(
 
     with (
         _interrupts() as event,
-        sharing_batches(comm, run, parts, train_batch, _totals, event, exact) as (train, stopped),
+        sharing_batches(
+            comm, run, parts, train_batch, _totals, event, exact, common=(Interrupted, Diverged)
+        ) as (train, stopped),
     ):
         while run.epoch < epochs:
             if run.order is None:
                 run.order = rng.permutation(len(x_train))
             started = time.perf_counter() - run.seconds
             for step in _bar(run, batches, epochs, progress):
-                with ending_together(comm):
-                    rows = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
-                    x, y = x_train[rows], _read_only(y_train[rows])
-                    if augment is not None:
-                        x = _images(augment(x, rng), "augment")
-                    for result in train(model, x, y, evaluated, optimizer, begin):
-                        run.add(len(y), **_totals(result, y))
-                        if parts["average"] is not None:
-                            parts["average"].update()
+                rows = xp.asarray(run.order[step * batch_size : (step + 1) * batch_size])
+                x, y = x_train[rows], _read_only(y_train[rows])
+                if augment is not None:
+                    x = _images(augment(x, rng), "augment")
+                for result in train(model, x, y, evaluated, optimizer, begin):
+                    run.add(len(y), **_totals(result, y))
+                    if parts["average"] is not None:
+                        parts["average"].update()
 
                 run.step += 1
                 stop = stopped.is_set()
@@ -284,7 +284,7 @@ def fit(
                 if save and checkpoint is not None:
                     run.save(checkpoint)
             else:
-                with run.averaged(), ending_together(comm):
+                with run.averaged():
                     numbers = _validated(validate, model, run)
                 run.end_epoch(**numbers)
                 if progress:
@@ -295,10 +295,18 @@ def fit(
             if stopped.is_set() or on_any_rank(comm, event.is_set()):
                 when = f"in epoch {run.epoch + 1}" if run.step else f"after epoch {run.epoch}"
                 kept = f"state saved in {run.saved_in}" if run.saved_in else "no state kept"
-                raise KeyboardInterrupt(f"stopped {when}: {kept}")
+                raise Interrupted(f"stopped {when}: {kept}")
     if parts["average"] is not None:
         parts["average"].swap()
     return run.history
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised after Ctrl-C, when the step is over: on all ranks, if there are several."""
+
+
+class Diverged(FloatingPointError):
+    """Raised if the loss or a weight is no longer finite: on all ranks, if there are several."""
 
 
 # ---------------------------------------------------------------------------- results and history
@@ -509,7 +517,7 @@ def _check_finite(run: TrainingState) -> None:
     if math.isfinite(loss) and all(array_module(w).isfinite(w).all() for w in weights):
         return
     kept = f" The last good state is in {run.saved_in}." if run.saved_in else ""
-    raise FloatingPointError(
+    raise Diverged(
         f"the loss or a weight is not finite in epoch {run.epoch + 1}, by step {run.step}. Try a "
         f"lower learning rate (it is {run.optimizer.lr:g}) or one that rises from a low value "
         f"(piecewise_linear), and look for NaN or unscaled numbers in the data.{kept}"

@@ -8,8 +8,8 @@
 training     ``madry_cnn``, batches of 256 images, ten steps of PGD each: the time of a step
 AutoAttack   200 images, ``slides_cnn`` at an ε that many of them survive: the time of the sweep
 
-Each rank has one thread. One process and several take turns; the figure is the median, and the
-speed-up is the ratio of the medians.
+Each rank has one thread. A last row is one process with as many threads as there were ranks. All of
+them take turns; the figure is the median, and the speed-up is the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -72,14 +72,15 @@ def worker(task: str, steps: int) -> None:
         print(json.dumps(seconds))
 
 
-def measured(task: str, ranks: int, steps: int) -> list[float]:
+def measured(task: str, ranks: int, threads: int, steps: int) -> list[float]:
     """The same in processes of their own."""
     root = Path(__file__).parents[2]
     command = [sys.executable, __file__, "--worker", task, "--steps", str(steps)]
     if ranks > 1:
         mpiexec = Path(sys.executable).with_name("mpiexec")
         command = [str(mpiexec) if mpiexec.exists() else "mpiexec", "-n", str(ranks), *command]
-    own = {"TINYADV_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TINYADV_RANKS": str(ranks)}
+    own = dict.fromkeys(("TINYADV_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    own["TINYADV_RANKS"] = str(ranks)
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **own, "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -99,25 +100,28 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         return worker(options.worker, options.steps)
-    import platform
-
     import numpy as np
+    import speed
 
+    most = max(options.ranks)
+    rows = {str(ranks): (ranks, 1) for ranks in options.ranks}
+    rows[f"1, with {most} threads"] = 1, most
     results: dict = {}
     for task in options.tasks:
-        seconds: dict[int, list[float]] = {ranks: [] for ranks in options.ranks}
+        seconds: dict[str, list[float]] = {name: [] for name in rows}
         for _ in range(options.repeats):
-            for ranks in options.ranks:
-                seconds[ranks] += measured(task, ranks, options.steps)
-        medians = {ranks: statistics.median(found) for ranks, found in seconds.items()}
+            for name, (ranks, threads) in rows.items():
+                seconds[name] += measured(task, ranks, threads, options.steps)
+        medians = {name: statistics.median(found) for name, found in seconds.items()}
+        first = next(iter(medians.values()))
         results[task] = {
-            str(ranks): {"seconds": medians[ranks], "speed-up": medians[options.ranks[0]] / median}
-            for ranks, median in medians.items()
+            name: {"seconds": median, "speed-up": first / median}
+            for name, median in medians.items()
         }
-        for ranks, found in results[task].items():
-            print(f"{task:12} {ranks} ranks  {found['seconds']:7.2f} s  {found['speed-up']:.2f}×")
+        for name, found in results[task].items():
+            print(f"{task:12} {name:16} {found['seconds']:7.2f} s  {found['speed-up']:.2f}×")
     if options.out:
-        device = {"cores": os.cpu_count(), "machine": platform.machine(), "numpy": np.__version__}
+        device = {"device": speed.device("numpy"), "numpy": np.__version__}
         content = {"device": device, "repeats": options.repeats, "results": results}
         options.out.write_text(json.dumps(content, indent=2) + "\n")
 
