@@ -7,7 +7,7 @@ bounds certify almost none of the others. How many are really robust, and can we
 
 We close the gap from the side of the proof. Intervals forget how neurons depend on each other;
 *linear bounds* remember it, and are computed by backprop with another rule at the ReLU. Where they
-do not decide, a ReLU is split in two cases, until the answer is exact.
+do not decide, a ReLU is split into two cases, until the answer is exact.
 
 **Time.** One minute on two cores. **You need** lessons 01 (backprop), 06 (PGD) and 14 (intervals).
 **After this lesson you can** derive a linear bound, compute it by autograd, and decide exactly.
