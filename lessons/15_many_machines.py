@@ -4,7 +4,7 @@ r"""
 
 **Question.** Min-max training computes many gradients where standard training computes one
 (lesson 10), and AutoAttack thousands for each image (lesson 13). What can P machines share, what
-must they tell each other, and from which batch size on does it pay?
+must they tell each other, and at what batch size does it pay off?
 
 The loss of a batch is a mean over its images, and no image needs another one. So each machine
 can take some of the images. *Synchronous data parallelism* does this in every training step:
@@ -14,8 +14,8 @@ can take some of the images. *Synchronous data parallelism* does this in every t
 3. The gradients are added up over all machines.
 4. All take the same step with the sum, and so their weights stay the same.
 
-A process that takes part is called a *rank*. Several ranks may run on one machine, and the
-programs talk through *MPI*, the message passing interface of scientific computing.
+A process that takes part is called a *rank*. Several ranks may run on one machine. They
+communicate through *MPI*, the message passing interface of scientific computing.
 
 **Time.** Twenty seconds on two cores. **You need** lessons 02 (training) and 10 (min-max
 training). **After this lesson you can** write data-parallel training and the ring algorithm
@@ -51,9 +51,9 @@ print(f"{n:,} parameters, {4 * n / 1e6:.2f} MB in float32")
 # $$L = \frac1N \sum_{i=1}^N L(f(x_i), y_i) = \sum_{r=1}^P \frac{n_r}{N} L_r,
 # \qquad \nabla L = \sum_{r=1}^P \frac{n_r}{N} \nabla L_r.$$
 #
-# If all ranks have equally many images, this is the mean of the ranks' gradients. Otherwise the
-# gradients must be *weighted*. The plain mean would count the images of a rank that has few of
-# them too often.
+# If all ranks have the same number of images, this is the mean of the ranks' gradients. Otherwise
+# the gradients must be *weighted*. The plain mean would give too much weight to the images of a
+# rank that has few.
 
 
 # %%
@@ -169,7 +169,7 @@ data_parallel_training(ours, optim.SGD(ours.parameters(), lr=0.05), batches, siz
 # as `MPI.COMM_WORLD` of mpi4py: it knows the ranks and has a method `Allreduce`. Save a script
 # that calls `fit` with it, and start it with
 #
-#     pip install 'tinyadv[mpi]' && mpiexec -n 4 python script.py
+#     pip install 'tinyadv[mpi]' && mpiexec -n 4 python -m mpi4py script.py
 #
 # The gradient, the loss and the number of correct predictions travel in one array, because one
 # long message costs less than three. Rank 0 writes the checkpoints, and any number of ranks can
@@ -212,7 +212,7 @@ assert abs(found[0] - mine).max() < 1e-5 > abs(found[0] - alone).max()
 # Let T(P, m) be the time of a step on P ranks with m images each. Strong scaling compares T(1, 2m)
 # with T(2, m), weak scaling T(1, m) with T(2, m). We measure all three, with standard training and
 # with 10 steps of PGD for each training step. Where the steps are short, expect noise.
-# **Predict first.** (b) Both train the same network. Which one scales better?
+# **Predict first.** (b) Which of the two trainings scales better?
 
 # %%
 per_rank = [4, 16] if run.quick else [4, 16, 64, 256]
@@ -254,8 +254,8 @@ cli.table([*header, "speed-up", "efficiency"], rows)
 # $$T(P, m) = a + b\,m + 2(P-1)\,\lambda + 2\,\frac{P-1}{P}\,\frac{4n}{\beta}.$$
 #
 # One rank needs a + b P m for the same batch, so the speed-up is S = (a + b P m)/T(P, m). It grows
-# with m. Let us say that P ranks pay if S ≥ P/2: each is then at least half as useful as one rank
-# alone. Call the time of the ring t. From a + b P m = P/2 · (a + b m + t) follows
+# with m. Let us say that P ranks pay off if S ≥ P/2: each is then at least half as useful as one
+# rank alone. Call the time of the ring t. Solving a + b P m = P/2 · (a + b m + t) for m gives
 #
 # $$m = \frac{a + t}{b} - \frac{2\,a}{P\,b}.$$
 
@@ -280,9 +280,10 @@ assert run.quick or model_of["PGD-10"]["a"] > 3 * model_of["standard"]["a"]
 # Two things cost: the overhead a, which every rank has, and the ring's time t. In standard training
 # both take about as long, and a rank needs
 # 51<!-- = 15_many_machines / images_per_rank / standard --> images. With PGD-10 the overhead is
-# about ten times as large, and the ring hardly counts. But b is larger as well, so a rank needs as
-# many, 50<!-- = 15_many_machines / images_per_rank / PGD-10 -->. On a GPU with a hundredth of a and
-# b the ring would take nearly all of the time of standard training, and a large part of PGD-10's.
+# about ten times as large, and the ring hardly counts. But b is larger as well, so a rank needs
+# about as many, 50<!-- = 15_many_machines / images_per_rank / PGD-10 -->. On a GPU a and b might be
+# a hundred times smaller. With as many images for each rank, the ring would then take nearly all
+# of the time of standard training, and a large part of PGD-10's.
 #
 # ## Limits
 #
@@ -303,7 +304,7 @@ assert run.quick or model_of["PGD-10"]["a"] > 3 * model_of["standard"]["a"]
 #
 # 1. Combine the gradients of ranks that have different numbers of images.
 # 2. How many bytes does rank 0 send and receive in an allreduce without a ring, and with one?
-# 3. From how many ranks on does latency cost more than bandwidth? (Hint: set the two terms equal.)
+# 3. At how many ranks does latency begin to cost more than bandwidth? (Hint: set the terms equal.)
 # 4. Batch normalisation needs the mean and the variance of the whole batch. Compute them from
 #    what each rank knows about its own images. (Hint: E[(x − μ)²] = E[x²] − μ².)
 #

@@ -5,9 +5,9 @@ r"""
 **Question.** Lesson 14 left a gap. An attack breaks few images of a robust network, and interval
 bounds certify almost none of the others. How many are really robust, and can we know for certain?
 
-We close the gap from the side of the proof. Intervals forget how neurons depend on each other;
-*linear bounds* remember it, and are computed by backprop with another rule at the ReLU. Where they
-do not decide, a ReLU is split into two cases, until the answer is exact.
+We close the gap with better proofs. Intervals forget how neurons depend on each other; *linear
+bounds* remember it, and are computed by backprop with another rule at the ReLU. Where they do not
+decide, a ReLU is split into two cases, until the answer is exact.
 
 **Time.** One minute on two cores. **You need** lessons 01 (backprop), 06 (PGD) and 14 (intervals).
 **After this lesson you can** derive a linear bound, compute it by autograd, and decide exactly.
@@ -111,7 +111,7 @@ def upper_bound(layers_, low, high, c, hidden):
 # %% [markdown]
 # Each ReLU needs its l and u. The first ReLU's follow from the box. For the second we ask the
 # same question about its inputs, for c = e_i and for c = −e_i, and so on to the last. A layer of n
-# neurons takes 2n walks back to the image: this is the price.
+# neurons takes 2n walks back to the image. (In a convolution, neurons can share one: `fields.py`.)
 
 
 # %%
@@ -212,8 +212,8 @@ for i, verdict in zip(near, verdicts, strict=True):
 # %% [markdown]
 # The library often needs fewer domains. It tries several splits, and keeps the one that gains most.
 # It optimises the slopes. And it uses the constraints: where v_i ≥ 0, adding β v_i with β ≥ 0 to
-# what is bounded makes it no smaller. So any such β gives a valid bound, and the same descent finds
-# a good one (β-CROWN). For the engine it is one more term in the sum that `grad` is applied to.
+# what is bounded makes it no smaller; where v_i ≤ 0, −β v_i. So any β gives a valid bound, and the
+# same descent finds a good one (β-CROWN). For the engine it is one more term in the sum.
 #
 # ## The same answer from a solver
 #
@@ -256,14 +256,14 @@ print(f"image {i}, {program.choices} unstable ReLUs")
 run.show(plots.outlines(directions, bounds, points, names), "plane")
 
 # %% [markdown]
-# The exact outline does not cross a decision boundary: this image is robust. CROWN is nearly as
-# tight as the linear program, but both cross one and leave it open; intervals reach far beyond. The
-# end points of PGD lie close together, and near the exact edge.
+# The exact outline does not cross a decision boundary: this image is robust. CROWN's is nearly as
+# tight as the linear program's, but both cross a boundary and leave the image undecided; that of
+# intervals reaches far beyond. PGD's end points lie close together, near the exact edge.
 #
 # ## Experiment: how far apart are attack, bounds and truth?
 #
-# The share of images that survive PGD, that `verify.decide` proves, and that linear bounds and
-# intervals certify. `decide` gives up after 200 domains here and leaves an image "open".
+# We compare the shares of images that survive PGD, and that `verify.decide`, CROWN and intervals
+# prove robust. `decide` gives up after 200 domains here and leaves an image "open".
 # **Predict first.** PGD is a heuristic, bounds are proofs. Which of the two is closer to the truth?
 
 
@@ -307,7 +307,7 @@ for found in (found for row in table.values() for found in row.values()):
 # The number of domains grows fast with ε and with the number of unstable ReLUs, most of all if the
 # largest z_k − z_y is close to 0. For large networks exact answers are out of reach. Train them so
 # that cheap bounds are tight (lesson 14), certify a vote on noisy copies (`verify.smoothed_radius`,
-# Cohen et al., 2019), or attack well. [Results on MNIST](book/results.md): a convolutional network.
+# Cohen et al., 2019), or attack well. The [results](book/results.md) have a convolutional network.
 #
 # ## Exercises
 #

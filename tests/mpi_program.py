@@ -269,6 +269,34 @@ in_augment = partial(failing, error=FloatingPointError, where="augment")
 in_validate = partial(failing, error=KeyboardInterrupt, where="validate")
 
 
+def nested(folder):
+    """The training of another network, within the validation, diverges in one rank."""
+
+    def validate(model):
+        train(1, comm=None, model=cnn(), schedule=lambda epoch: [0.01, 1e30][RANK])
+        return 0.5
+
+    train(1, validate=validate)
+
+
+def other_rates(folder, **how):
+    train(1, schedule=lambda epoch: 0.01 * (1 + RANK * (epoch > 0)), **how)
+
+
+other_rates_exact = partial(other_rates, exact=True)
+
+
+def other_numbers(folder):
+    """Each rank has another name for a number of its objective."""
+
+    def objective(model, x, y):
+        logits = model(x)
+        loss = cross_entropy(logits, y)
+        return loss, logits, {f"number_{RANK}": loss}
+
+    train(1, objective=objective)
+
+
 def disagreeing(folder):
     """Ranks that call ``fit`` with other arguments, or find another checkpoint."""
     x, y = DATA.x_train, DATA.y_train
@@ -289,6 +317,18 @@ def disagreeing(folder):
             train(**options)
             found.append("nothing")
         except (TypeError, ValueError) as error:
+            found.append(str(error))
+    x, y = DATA.x_test, DATA.y_test
+    attack = {"PGD": partial(pgd, ball=Linf(0.1 * (1 + RANK)), steps=2)}
+    for sweep in (
+        lambda: evaluate.robustness(cnn(), x, y, attack, comm=COMM),
+        lambda: auto_attack(cnn(RANK), x, y, ball=BALL, steps=2, queries=2, comm=COMM),
+        lambda: auto_attack(cnn(), x + 2 * RANK, y, ball=BALL, steps=2, queries=2, comm=COMM),
+    ):
+        try:
+            sweep()
+            found.append("nothing")
+        except ValueError as error:
             found.append(str(error))
     (folder / f"disagreeing-{RANK}.json").write_text(json.dumps(found))
 

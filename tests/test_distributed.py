@@ -198,13 +198,15 @@ def test_what_cannot_be_shared_is_refused(folders):
 def test_ranks_that_disagree_all_raise_an_error(tmp_path):
     run(2, tmp_path, "disagreeing")
     first, second = (history(tmp_path, f"disagreeing-{rank}") for rank in range(2))
-    assert first[1:] == second[1:]
-    labels, images, epochs, checkpoint = first
-    assert "rank 1: TypeError" in labels and "data.y_test" in labels
+    assert first[1:-1] == second[1:-1]
+    labels, images, epochs, checkpoint, *sweeps, pixels = first
+    assert "rank 1" in labels and "TypeError" in labels and "data.y_test" in labels
     assert second[0].startswith("fit needs data.x_test and data.y_test")
     assert "rank 0: images 301" in images and "rank 1: images 50" in images
     assert "epochs 2" in epochs and "epochs 3" in epochs
     assert "epoch 1, step 0; rank 1" in checkpoint and "the same checkpoint" in checkpoint
+    assert all("the ranks disagree" in error and "arguments" in error for error in sweeps)
+    assert "rank 1" in pixels and second[-1] in pixels
 
 
 # ---- interruptions -------------------------------------------------------------------------------
@@ -301,6 +303,21 @@ def test_an_error_in_one_rank_ends_the_job_with_a_message(task, error, tmp_path)
     output = run(2, tmp_path, task, fails=True)
     assert f"{error}: in this rank alone" in output
     assert "rank 1 failed, and ends all ranks" in output
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    "task, message",
+    [
+        ("nested", "the loss or a weight is not finite"),
+        ("other_rates", "disagree about the learning rate"),
+        ("other_rates_exact", "disagree about the learning rate"),
+        ("other_numbers", "the ranks disagree"),
+    ],
+)
+def test_ranks_that_would_go_different_ways_end(task, message, tmp_path):
+    output = run(2, tmp_path, task, fails=True)
+    assert message in output and "failed, and ends all ranks" in output
 
 
 @needs_mpi

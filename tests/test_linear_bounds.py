@@ -490,7 +490,7 @@ def test_positions_overlap_where_their_pixels_do():
     low, high = boxed(np.full((1, 1, 24, 24), 0.5, np.float32), 0.1)
     region = Region(net, low, high)
     region.find(interval_bounds, True)
-    fields = Fields(region.asking(0, 1), region.hidden[1][0])
+    fields = Fields(region.asking(0, 1), region.hidden[1][0], np.arange(64))
     at = np.stack(np.unravel_index(np.arange(64), (8, 8)))  # of each position
     apart = abs(at[:, :, None] - at[:, None]).max(0)
     np.testing.assert_array_equal(fields.overlap, 2 * apart < 9)
@@ -499,6 +499,9 @@ def test_positions_overlap_where_their_pixels_do():
     same_row = (rows[:, None] == rows) & ~np.eye(100, dtype=bool)
     assert not fields.overlap[np.ix_(neurons % 64, neurons % 64)][same_row].any()
     assert rows.max() < 50
+    few = Fields(region.asking(0, 1), region.hidden[1][0], np.array([3, 17, 60]))
+    np.testing.assert_array_equal(few.overlap, fields.overlap[np.ix_([3, 17, 60], [3, 17, 60])])
+    np.testing.assert_array_equal(few.columns(np.array([60, 64 + 3, 128 + 17])), [2, 0, 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -793,6 +796,28 @@ def test_what_is_not_linear_is_refused(f, error, message, rule_of_own):
     ):
         with pytest.raises(error, match=message):
             prove()
+
+
+def test_the_first_axis_is_that_of_the_examples(rule_of_own):
+    weight = np.eye(3, dtype=np.float32)
+    turned = Own(lambda m, x: ops.transpose(ops.matmul(weight, ops.transpose(m.relu(x)))))
+    net = layers.Sequential(*dense(3, 3), turned, layers.ReLU(), *dense(3, 3))
+    x = np.full((2, 3), 0.5, np.float32)
+    with pytest.raises(TypeError, match=r"first axis .* of shape \(3, 1\)"):
+        hidden_bounds(net, x - 0.1, x + 0.1)
+
+
+def test_few_neurons_do_not_need_fields(monkeypatch):
+    convs = layers.Conv2d(1, 4, 3, rng=0), layers.Conv2d(4, 4, 3, rng=1)
+    net = layers.Sequential(convs[0], layers.ReLU(), convs[1], layers.ReLU())
+    x, made = np.full((1, 1, 12, 12), 0.5, np.float32), []
+    net[2].bias.value[0] -= to_numpy(net[:3](x))[0, 0, 0, 0]  # a channel that is unstable
+    net[2].bias.value[1:] = 0.1
+    monkeypatch.setattr("tinyadv.verify.linear.Fields", lambda *args: made.append(Fields(*args)))
+    for radius, several in ((0.3, True), (1e-3, False)):
+        made.clear()
+        _, (low, high) = hidden_bounds(net, x - np.float32(radius), x + np.float32(radius))
+        assert bool(made) == several and ((low < 0) & (high > 0)).any()
 
 
 def test_what_is_linear_is_allowed(rule_of_own):

@@ -332,6 +332,8 @@ class TrainingState:
         The file that holds the latest state.
     writes : bool
         Whether :meth:`save` writes the file: of several processes only one does.
+    ended_by : BaseException or None
+        The error by which the run has ended, on all ranks, see :meth:`end`.
 
     Raises
     ------
@@ -340,6 +342,7 @@ class TrainingState:
     """
 
     saved_in: str | os.PathLike | None
+    ended_by: BaseException | None
 
     def __init__(self, model: Module, optimizer: Any, rng: np.random.Generator, history: Any, *,
                  settings: dict, parts: dict):  # fmt: skip
@@ -361,7 +364,7 @@ class TrainingState:
             "defences": {name: type(part).__name__ for name, part in self.parts.items()},
             "trained": None if trained == own else [names[i] for i in trained],
         }
-        self.saved_in, self.epoch, self.writes = None, 0, True
+        self.saved_in, self.epoch, self.writes, self.ended_by = None, 0, True, None
         self._new_epoch()
 
     def _new_epoch(self):
@@ -385,6 +388,11 @@ class TrainingState:
             epoch=self.epoch, **means, lr=self.optimizer.lr, seconds=self.seconds, **numbers
         )
         self._new_epoch()
+
+    def end(self, error: BaseException) -> BaseException:
+        """``error``, to be raised; of several processes all do so."""
+        self.ended_by = error
+        return error
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

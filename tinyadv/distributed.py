@@ -1,6 +1,8 @@
 """Several processes that share the work through MPI, on one machine or on many.
 
-    mpiexec -n 4 python train.py       where train.py calls  fit(…, comm=MPI.COMM_WORLD)
+    mpiexec -n 4 python -m mpi4py train.py      where train.py calls  fit(…, comm=MPI.COMM_WORLD)
+
+``-m mpi4py`` ends all processes if one of them fails outside the functions of this library.
 
 Each process runs the whole program, and is called a *rank*. All ranks have the same weights and
 draw the same random numbers. There are two ways to share a batch of N examples among P ranks.
@@ -48,7 +50,7 @@ from typing import Any
 import numpy as np
 
 from tinyadv.backend import array_module, to_numpy
-from tinyadv.checkpoint import load_state, save_state
+from tinyadv.checkpoint import check_writable, load_state, save_state
 from tinyadv.inputs import quiet
 from tinyadv.parallel import RANKS, in_threads, may_cut, setting
 from tinyadv.tensor import Array, Tensor, value_of
@@ -125,29 +127,32 @@ def agreeing(comm: Any) -> Iterator[dict]:
         yield facts
     except BaseException as error:
         if together:
-            comm.allgather(repr(error))
+            comm.allgather((repr(error), ""))
         raise
-    found = comm.allgather(", ".join(f"{k} {v}" for k, v in facts.items())) if together else [""]
-    other = next((rank for rank, theirs in enumerate(found) if theirs != found[0]), None)
-    if other is not None:
-        raise ValueError(
-            f"the ranks disagree: rank 0: {found[0]}; rank {other}: {found[other]}. All of them "
-            "need the same arguments, and must see the same checkpoint"
-        )
+    own = ", ".join(f"{k} {v}" for k, v in facts.items())
+    found = comm.allgather((None, own)) if together else []
+    for rank, (failed, theirs) in enumerate(found):
+        if failed:
+            raise ValueError(f"rank {rank} cannot begin: {failed}")
+        if theirs != found[0][1]:
+            raise ValueError(
+                f"the ranks disagree: rank 0: {found[0][1]}; rank {rank}: {theirs}. All of them "
+                "need the same arguments, and must see the same checkpoint"
+            )
 
 
 @contextmanager
-def ending_together(comm: Any, *common: type[BaseException]) -> Iterator[None]:
+def ending_together(comm: Any, is_common: Callable = lambda error: False) -> Iterator[None]:
     """End all ranks if this one fails, because the others would wait for it forever.
 
-    Errors of the types ``common`` are raised by all ranks, and reach the caller. Ranks other than
-    the first do not warn.
+    An error for which ``is_common`` is true is raised by all ranks, and reaches the caller. Ranks
+    other than the first do not warn.
     """
     try:
         with nullcontext() if is_first(comm) else quiet():
             yield
     except BaseException as error:
-        if several(comm) and not isinstance(error, common):
+        if several(comm) and not is_common(error):
             traceback.print_exc()
             print(f"rank {comm.Get_rank()} failed, and ends all ranks", file=sys.stderr, flush=True)
             time.sleep(0.5)  # mpiexec needs a moment to pass this on
@@ -262,14 +267,21 @@ def sharing_pieces(comm: Any, model: Any, folder: Any = None, key: tuple = ()) -
     Raises
     ------
     ValueError
-        If the model does not allow it, see :func:`check_sharable`.
+        If the model does not allow it, see :func:`check_sharable`, or the ranks have different
+        models or keys.
+    OSError
+        If nothing can be written in the folder.
     """
     if comm is None and folder is None:
         yield
         return
-    check_sharable(comm, model)
     digest = hashlib.sha256()
-    _feed(digest, (model, *key))
+    with agreeing(comm) as facts:
+        check_sharable(comm, model)
+        if folder is not None:
+            check_writable(Path(folder) / "share.npz")
+        _feed(digest, (model, *key))
+        facts["model and arguments"] = digest.hexdigest()[:16]
     comm = Alone() if comm is None else comm
     with ending_together(comm), setting(RANKS, Ranks(comm, folder, digest.hexdigest()[:16])):
         yield
@@ -430,7 +442,9 @@ class DataParallel:
         """
         if self.exact:
             yield from inner(model, x, y, objective, optimizer, begin)
-            if on_any_rank(self.comm, self.interrupted.is_set()):
+            found = self.comm.allgather((self.interrupted.is_set(), optimizer.lr))
+            self._check_rate(sum(lr for _, lr in found))
+            if any(interrupted for interrupted, _ in found):
                 self.stop.set()
             return
         n, rank, size = len(x), self.comm.Get_rank(), self.comm.Get_size()
@@ -451,7 +465,12 @@ class DataParallel:
     def step(self, grads: list[Array]) -> None:
         """Add up the gradients and the totals of all ranks, and take the step of the optimizer."""
         xp, ends = array_module(*grads), np.cumsum([g.size for g in grads]).tolist()
-        length = ends[-1] + len(self.totals) + 1
+        length = ends[-1] + len(self.totals) + 2
+        if not len(self.buffer):
+            with agreeing(self.comm) as facts:
+                options = vars(self.optimizer).items()
+                facts.update({k: v for k, v in options if isinstance(v, (int, float, str))})
+                facts["numbers of the objective"] = list(self.totals)
         if len(self.buffer) != length:  # one array for all that travels, and one for the sums
             self.buffer = xp.zeros(length, np.result_type(np.float32, *(g.dtype for g in grads)))
             self.sums = np.zeros(length, self.buffer.dtype)
@@ -461,19 +480,28 @@ class DataParallel:
             part *= self.share
         for k, total in enumerate(self.totals.values()):
             numbers[k] = total if self.share else 0
-        numbers[-1] = self.interrupted.is_set()
+        numbers[-2], numbers[-1] = self.optimizer.lr, self.interrupted.is_set()
         self.comm.Allreduce(to_numpy(self.buffer), self.sums)
         *parts, numbers = xp.split(xp.asarray(self.sums), ends)
+        self._check_rate(float(self.sums[-2]))
         self.optimizer.step([part.reshape(g.shape) for part, g in zip(parts, grads, strict=True)])
         self.totals = dict(zip(self.totals, numbers, strict=False))
         if self.sums[-1]:
             self.stop.set()
 
+    def _check_rate(self, total: float) -> None:
+        own, mean = self.optimizer.lr, total / self.comm.Get_size()
+        if abs(own - mean) > 1e-5 * abs(mean):
+            raise ValueError(
+                f"the ranks disagree about the learning rate: {own:g} here, {mean:g} on average. "
+                "Their weights would differ: schedule must not depend on the rank"
+            )
+
 
 @contextmanager
 def sharing_batches(
     comm: Any, run: Any, parts: dict, train_batch: Callable, totals: Callable, interrupted: Any,
-    exact: bool, common: tuple[type[BaseException], ...],
+    exact: bool,
 ) -> Iterator[tuple]:  # fmt: skip
     """The training of ``fit`` over the ranks, or as it is if there is one process.
 
@@ -481,14 +509,11 @@ def sharing_batches(
     ----------
     comm : mpi4py.MPI.Comm or None
     run : TrainingState
+        Any error but ``run.ended_by``, which is raised on all ranks, ends them.
     parts : dict of str to object
         What may draw random numbers in a step: ``perturb``, ``objective``.
     train_batch, totals, interrupted, exact
         As for :class:`DataParallel`.
-    common
-        The errors that ``fit`` raises on all ranks; any other ends them, see
-        :func:`ending_together`.
-
     Yields
     ------
     train_batch, interrupted
@@ -498,7 +523,7 @@ def sharing_batches(
         yield train_batch, interrupted
         return
     team, run.writes = DataParallel(comm, run.optimizer, totals, interrupted, exact), is_first(comm)
-    with ending_together(comm, *common), setting(RANKS, Ranks(comm)):
+    with ending_together(comm, lambda e: e is run.ended_by), setting(RANKS, Ranks(comm)):
         for p in run.model.parameters():  # whatever each rank began with
             p.value[...] = array_module(p.value).asarray(comm.bcast(to_numpy(p.value)))
         run.rng.bit_generator.state = comm.bcast(run.rng.bit_generator.state)

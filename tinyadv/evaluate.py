@@ -23,7 +23,7 @@ from tinyadv.attacks.cascade import AttackResult, Counted, Robustness, run_attac
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import Ball
 from tinyadv.data import batches
-from tinyadv.distributed import is_first, sharing_pieces
+from tinyadv.distributed import agreeing, is_first, sharing_pieces
 from tinyadv.inputs import Model, predict
 from tinyadv.tensor import Array
 
@@ -166,24 +166,26 @@ def robustness(
     >>> result.worst_case <= result.attacks["PGD-5"].accuracy <= result.clean_accuracy
     True
     """
-    if not isinstance(attacks, Mapping):
-        raise TypeError(
-            f"attacks must be a dict, such as {{'PGD': pgd}}, got {type(attacks).__name__}"
-        )
-    if not attacks:
-        raise ValueError("attacks must hold at least one attack, got an empty dict")
-    if ball is not None:
-        inputs.check_ball(ball)
+    with agreeing(comm):
+        if not isinstance(attacks, Mapping):
+            raise TypeError(
+                f"attacks must be a dict, such as {{'PGD': pgd}}, got {type(attacks).__name__}"
+            )
+        if not attacks:
+            raise ValueError("attacks must hold at least one attack, got an empty dict")
+        if ball is not None:
+            inputs.check_ball(ball)
     how = {"ball": ball, "cascade": cascade, "progress": progress and is_first(comm)}
     return _run(model, x, y, attacks, batch_size, comm, checkpoint, **how)
 
 
 def _run(model, x, y, attacks, batch_size, comm=None, checkpoint=None, **options):
     """Check the arguments, and run each attack on the correctly classified examples."""
-    x, y = inputs.as_arrays(x, y)
-    (x, y, _), logits = inputs.checked_logits(model, x, y, batch_size)
-    correct = to_numpy(logits.argmax(1) == y)
-    size = inputs.size_of_a_batch(model, x, batch_size, BATCH)
+    with agreeing(comm):
+        x, y = inputs.as_arrays(x, y)
+        (x, y, _), logits = inputs.checked_logits(model, x, y, batch_size)
+        correct = to_numpy(logits.argmax(1) == y)
+        size = inputs.size_of_a_batch(model, x, batch_size, BATCH)
     runs = {name: [partial(_one_run, attack)] for name, attack in attacks.items()}
     key = (x, y, size, attacks, options["cascade"], options.get("ball"))
     with sharing_pieces(comm, model, checkpoint, key):

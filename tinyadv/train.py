@@ -161,9 +161,9 @@ def fit(
         A bar on a terminal, and a line for each epoch.
     comm : mpi4py.MPI.Comm, optional
         Share each batch among the processes of this communicator, such as ``MPI.COMM_WORLD`` in a
-        program that ``mpiexec -n 4`` starts; see :mod:`tinyadv.distributed`. All of them call
-        ``fit`` with the same arguments, begin with the weights of rank 0, and end with the same
-        weights. The loss must be a mean over the examples. Random numbers must come from a
+        program that ``mpiexec -n 4 python -m mpi4py`` starts; see :mod:`tinyadv.distributed`. All
+        of them call ``fit`` with the same arguments, begin with the weights of rank 0, and end with
+        the same weights. The loss must be a mean over the examples. Random numbers must come from a
         generator: the argument ``rng`` of a function, or the attribute ``rng`` of a defence; see
         :class:`tinyadv.distributed.RowsGenerator` for what can be drawn. Rank 0 writes the
         checkpoint, on a file system that all of them read; any number of processes can resume it.
@@ -194,12 +194,12 @@ def fit(
     OSError
         If the checkpoint cannot be written; a path that does not allow it is noticed at the
         beginning.
-    Diverged
-        A FloatingPointError: if the loss is no longer finite; the message says what to try.
-    Interrupted
-        A KeyboardInterrupt: on Ctrl-C, after the current batch is done and the state is saved. A
-        second Ctrl-C does not wait. A ``fit`` that is called within a step of another one leaves
-        Ctrl-C to that one, and a handler of SIGINT that Python does not know stays in place.
+    FloatingPointError
+        If the loss is no longer finite; the message says what to try.
+    KeyboardInterrupt
+        On Ctrl-C, after the current batch is done and the state is saved. A second Ctrl-C does not
+        wait. A ``fit`` that is called within a step of another one leaves Ctrl-C to that one, and
+        a handler of SIGINT that Python does not know stays in place.
 
     Notes
     -----
@@ -254,9 +254,7 @@ def fit(
 
     with (
         _interrupts() as event,
-        sharing_batches(
-            comm, run, parts, train_batch, _totals, event, exact, common=(Interrupted, Diverged)
-        ) as (train, stopped),
+        sharing_batches(comm, run, parts, train_batch, _totals, event, exact) as (train, stopped),
     ):
         while run.epoch < epochs:
             if run.order is None:
@@ -295,18 +293,10 @@ def fit(
             if stopped.is_set() or on_any_rank(comm, event.is_set()):
                 when = f"in epoch {run.epoch + 1}" if run.step else f"after epoch {run.epoch}"
                 kept = f"state saved in {run.saved_in}" if run.saved_in else "no state kept"
-                raise Interrupted(f"stopped {when}: {kept}")
+                raise run.end(KeyboardInterrupt(f"stopped {when}: {kept}"))
     if parts["average"] is not None:
         parts["average"].swap()
     return run.history
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised after Ctrl-C, when the step is over: on all ranks, if there are several."""
-
-
-class Diverged(FloatingPointError):
-    """Raised if the loss or a weight is no longer finite: on all ranks, if there are several."""
 
 
 # ---------------------------------------------------------------------------- results and history
@@ -517,11 +507,12 @@ def _check_finite(run: TrainingState) -> None:
     if math.isfinite(loss) and all(array_module(w).isfinite(w).all() for w in weights):
         return
     kept = f" The last good state is in {run.saved_in}." if run.saved_in else ""
-    raise Diverged(
+    message = (
         f"the loss or a weight is not finite in epoch {run.epoch + 1}, by step {run.step}. Try a "
         f"lower learning rate (it is {run.optimizer.lr:g}) or one that rises from a low value "
         f"(piecewise_linear), and look for NaN or unscaled numbers in the data.{kept}"
     )
+    raise run.end(FloatingPointError(message))
 
 
 def _bar(run: TrainingState, batches: int, epochs: int, progress: bool) -> Any:

@@ -9,8 +9,8 @@ Files are written below ``--out``, by default ``lessons/out``, and with ``--reco
 ``lessons``. Settings that differ from the defaults are part of a file's name
 (``06_attack_strength-mnist.png``), so two runs never overwrite each other's files.
 
-Under ``mpiexec -n 2 python lessons/…`` two processes train the networks together, and the first
-one alone prints, draws and records.
+Under ``mpiexec -n 2 python -m mpi4py lessons/…`` two processes train the networks together, and the
+first one alone prints, draws and records.
 
 In a notebook the flags are those in the environment variable ``TINYADV_FLAGS``, such as
 ``--quick --data mnist``, and figures are shown below their cells instead of saved.

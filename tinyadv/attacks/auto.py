@@ -29,7 +29,7 @@ from tinyadv.attacks.gradient import apgd
 from tinyadv.attacks.shared import check_images, check_radius, per_example, ranked_others
 from tinyadv.backend import array_module, to_numpy
 from tinyadv.balls import L2, Ball, Linf
-from tinyadv.distributed import is_first, sharing_pieces
+from tinyadv.distributed import agreeing, is_first, sharing_pieces
 from tinyadv.inputs import Checked, Model, logits_change, quiet, warn
 from tinyadv.losses import cross_entropy, dlr, margin
 from tinyadv.parallel import may_cut
@@ -111,12 +111,13 @@ def auto_attack(
     ...  for name, result in report.attacks.items()][:2]
     [('APGD-CE', 4, 0), ('APGD-T', 0, 0)]
     """
-    inputs.check_counts(steps=steps, targets=targets, queries=queries)
-    inputs.check_ball(ball)
-    (x, y, _), logits = inputs.checked_logits(model, x, y)
-    check_radius(ball, "auto_attack", Linf, L2)  # as Square needs them
-    check_images(x, "auto_attack")
-    _check_not_random(model, x, logits)
+    with agreeing(comm):
+        inputs.check_counts(steps=steps, targets=targets, queries=queries)
+        inputs.check_ball(ball)
+        (x, y, _), logits = inputs.checked_logits(model, x, y)
+        check_radius(ball, "auto_attack", Linf, L2)  # as Square needs them
+        check_images(x, "auto_attack")
+        _check_not_random(model, x, logits)
     rng, progress = np.random.default_rng(rng), progress and is_first(comm)
     others = ranked_others(logits, y)[:, :targets]  # (N, T), the most likely class first
     on_target = dlr if logits.shape[1] >= 4 else margin

@@ -241,8 +241,11 @@ class Region:
         flat_low, flat_high = low.reshape(len(low), -1), high.reshape(len(low), -1)  # views
         images = np.flatnonzero(either.reshape(len(low), -1).any(1))
 
-        shared = self.within is None and low.ndim == 4 and len(images)
-        fields = Fields(self.asking(images[0], k), low) if shared else None
+        fields = None
+        if self.within is None and low.ndim == 4:
+            positions = np.flatnonzero(either.reshape(*low.shape[:2], -1).any((0, 1)))
+            if either.sum() > 2 * len(positions):  # fewer passes, even with those for the fields
+                fields = Fields(self.asking(images[0], k), low, positions)
 
         def tighten(i):
             neurons, ask = np.flatnonzero(either[i]), self.asking(i, k)
@@ -256,7 +259,7 @@ class Region:
                 c = xp.concatenate([unit, -unit]).reshape(-1, *low.shape[1:])
                 if fields:
                     bound = ask(c, fields.sums).reshape(2, len(unit), -1)
-                    bound = bound[:, row, some % bound.shape[2]]
+                    bound = bound[:, row, xp.asarray(fields.columns(neurons[here]))]
                 else:
                     bound = value_of(ask(c)).reshape(2, -1)
                 top, bottom = _rounded_up(bound, low.dtype)

@@ -258,8 +258,18 @@ def widen(nodes: list[Tensor], rows: int) -> None:
     """Let the tape of one example stand for many rows: a gradient may then differ in each of them.
 
     The way forward is the same for all rows, so nothing is computed or copied.
+
+    Raises
+    ------
+    TypeError
+        If the first axis of a node is not that of the example.
     """
     for node in nodes:
+        if node.shape[:1] != (1,):
+            raise TypeError(
+                "linear bounds need a network in which the first axis is always that of the "
+                f"examples, but for one example it computes something of shape {node.shape}"
+            )
         node.value = ops.broadcast_to(node.value[:1], (rows, *node.shape[1:]))
 
 
@@ -311,8 +321,8 @@ def linear_nodes(y: Tensor, image: Tensor) -> list[Tensor]:
         name = getattr(node.operation, "__name__", "?")
         if node.operation not in TERMS:
             raise TypeError(
-                f"no linear bounds for {name}: a network must consist of linear operations and of "
-                "layers ReLU and MaxPool2d"
+                f"no linear bounds for {name}: a network must consist of linear operations in one "
+                "dtype and of layers ReLU and MaxPool2d"
             )
         both = node.operation in PRODUCTS and len(arguments) > 1
         if both or (node.operation is ops.divide and arguments == [1]):
