@@ -3,6 +3,7 @@
 import copy
 from fractions import Fraction
 from itertools import pairwise, product
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tinyadv.verify import (
     interval,
     interval_bounds,
     interval_rule,
+    relus,
     worst_logits,
 )
 from tinyadv.verify.fields import Fields
@@ -152,9 +154,22 @@ def gaps(z, y):
     return z - np.take_along_axis(z, y[None, :, None], axis=2)
 
 
+class ExactPool(relus.MaxPoolOfRelus):
+    """Its winners are not rounded, as those of MaxPool2d, where b + relu(a - b) would be."""
+
+    def __call__(self, x):
+        def play(relu, first, second):
+            if relu.stop:
+                relu(ops.concatenate(first, axis=1) - ops.concatenate(second, axis=1))
+            return [ops.maximum(a, b) for a, b in zip(first, second, strict=True)]
+
+        return self.tournament(self.windows(x), play)
+
+
 def into_relu(net, k):
     """What goes into a ReLU, as a function."""
-    network, _ = opened(net, stop=k)
+    with mock.patch.object(relus, "MaxPoolOfRelus", ExactPool):
+        network, _ = opened(net, stop=k)
     return lambda x: run(network, x if isinstance(x, Tensor) else Tensor(x))
 
 
