@@ -818,7 +818,7 @@ def test_the_first_axis_is_that_of_the_examples(rule_of_own):
     turned = Own(lambda m, x: ops.transpose(ops.matmul(weight, ops.transpose(m.relu(x)))))
     net = layers.Sequential(*dense(3, 3), turned, layers.ReLU(), *dense(3, 3))
     x = np.full((2, 3), 0.5, np.float32)
-    with pytest.raises(TypeError, match=r"first axis .* of shape \(3, 1\)"):
+    with pytest.raises(TypeError, match=r"first axis .* of shape \(3, 2\)"):
         hidden_bounds(net, x - 0.1, x + 0.1)
 
 

@@ -258,18 +258,8 @@ def widen(nodes: list[Tensor], rows: int) -> None:
     """Let the tape of one example stand for many rows: a gradient may then differ in each of them.
 
     The way forward is the same for all rows, so nothing is computed or copied.
-
-    Raises
-    ------
-    TypeError
-        If the first axis of a node is not that of the example.
     """
     for node in nodes:
-        if node.shape[:1] != (1,):
-            raise TypeError(
-                "linear bounds need a network in which the first axis is always that of the "
-                f"examples, but for one example it computes something of shape {node.shape}"
-            )
         node.value = ops.broadcast_to(node.value[:1], (rows, *node.shape[1:]))
 
 
@@ -311,7 +301,8 @@ def linear_nodes(y: Tensor, image: Tensor) -> list[Tensor]:
     Raises
     ------
     TypeError
-        If an operation between them is neither linear nor a ReLU that was opened.
+        If an operation between them is neither linear nor a ReLU that was opened, or the first axis
+        of its result is not that of the examples.
     """
     nodes, moving = [], {id(image)}
     for node in tape(y):
@@ -327,6 +318,12 @@ def linear_nodes(y: Tensor, image: Tensor) -> list[Tensor]:
         both = node.operation in PRODUCTS and len(arguments) > 1
         if both or (node.operation is ops.divide and arguments == [1]):
             raise TypeError(f"no linear bounds for {name} where both arguments depend on the image")
+        if node.shape[:1] != image.shape[:1]:
+            raise TypeError(
+                "linear bounds need a network in which the first axis is always that of the "
+                f"examples, but for {len(image)} of them {name} returned something of shape "
+                f"{node.shape}"
+            )
         moving.add(id(node))
         nodes.append(node)
     return [image, *nodes]
