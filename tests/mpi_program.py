@@ -297,6 +297,18 @@ def other_numbers(folder):
     train(1, objective=objective)
 
 
+def messages(*attempts):
+    """The message of the error that each attempt raises."""
+    found = []
+    for attempt in attempts:
+        try:
+            attempt()
+            found.append("nothing")
+        except (TypeError, ValueError) as error:
+            found.append(str(error))
+    return found
+
+
 def disagreeing(folder):
     """Ranks that call ``fit`` with other arguments, or find another checkpoint."""
     x, y = DATA.x_train, DATA.y_train
@@ -306,30 +318,17 @@ def disagreeing(folder):
     COMM.Barrier()
     without = Dataset("without", x, y, DATA.x_test, None, DATA.classes)
     short = Dataset("short", x[:50], y[:50], DATA.x_test, DATA.y_test, DATA.classes)
-    found = []
-    for options in (
-        {"data": without if RANK == 1 else DATA},
-        {"data": short if RANK == 1 else DATA},
-        {"epochs": 2 + RANK},
-        {"resume": True, **own},
-    ):
-        try:
-            train(**options)
-            found.append("nothing")
-        except (TypeError, ValueError) as error:
-            found.append(str(error))
     x, y = DATA.x_test, DATA.y_test
     attack = {"PGD": partial(pgd, ball=Linf(0.1 * (1 + RANK)), steps=2)}
-    for sweep in (
+    found = messages(
+        lambda: train(data=without if RANK == 1 else DATA),
+        lambda: train(data=short if RANK == 1 else DATA),
+        lambda: train(epochs=2 + RANK),
+        lambda: train(resume=True, **own),
         lambda: evaluate.robustness(cnn(), x, y, attack, comm=COMM),
         lambda: auto_attack(cnn(RANK), x, y, ball=BALL, steps=2, queries=2, comm=COMM),
         lambda: auto_attack(cnn(), x + 2 * RANK, y, ball=BALL, steps=2, queries=2, comm=COMM),
-    ):
-        try:
-            sweep()
-            found.append("nothing")
-        except ValueError as error:
-            found.append(str(error))
+    )
     (folder / f"disagreeing-{RANK}.json").write_text(json.dumps(found))
 
 
@@ -340,20 +339,14 @@ def refused(folder):
         def __call__(self, x):
             return x - x.mean()
 
-    found = []
-    for attempt in (
+    found = messages(
         lambda: train(model=Sequential(Whole(), *cnn().layers)),
         lambda: train(perturb=defenses.Free(BALL)),
         lambda: train(perturb=partial(pgd, ball=BALL, rng=5)),
         lambda: evaluate.robustness(
             Sequential(Whole(), *cnn().layers), DATA.x_test, DATA.y_test, {"PGD": pgd}, comm=COMM
         ),
-    ):
-        try:
-            attempt()
-            found.append("nothing")
-        except ValueError as error:
-            found.append(str(error))
+    )
     (folder / f"refused-{RANK}.json").write_text(json.dumps(found))
 
 

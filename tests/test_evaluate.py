@@ -592,3 +592,13 @@ def test_errors_of_a_curve():
         evaluate.robustness_curve(
             threshold, PIXELS, LABELS, lambda epsilon: lambda model, x, y: x + epsilon, [2]
         )
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_first_attack(tmp_path):
+    (tmp_path / "file").touch()
+    x, y = np.random.default_rng(0).random((4, 1, 28, 28)), np.zeros(4, int)
+    model, calls = models.slides_cnn(), []
+    attack = {"watched": lambda model, x, y: calls.append(x)}
+    with pytest.raises(OSError):
+        evaluate.robustness(model, x, y, attack, checkpoint=tmp_path / "file")
+    assert not calls

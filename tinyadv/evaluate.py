@@ -147,6 +147,9 @@ def robustness(
         to K - 1, a pixel of ``x`` or of what an attack returns is not a number from 0 to 1, or
         the model does not return finite logits. The message names the attack, and an error that an
         attack raises has a note with its name.
+        Also if the processes of ``comm`` have different models or arguments.
+    OSError
+        If nothing can be written in the folder ``checkpoint``.
 
     Warns
     -----

@@ -82,8 +82,10 @@ def auto_attack(
         If ``ball`` is neither ``Linf`` nor ``L2``, ``x`` is not an array of floating-point numbers,
         ``comm`` is not a communicator, or the model does not return a tensor when given one.
     ValueError
-        If ``x`` is not (N, C, H, W), ε is infinite, a logit is not finite, or another input is not
-        as described.
+        If ``x`` is not (N, C, H, W), ε is infinite, a logit is not finite, another input is not as
+        described, or the processes of ``comm`` have different models or arguments.
+    OSError
+        If nothing can be written in the folder ``checkpoint``.
 
     Warns
     -----

@@ -302,7 +302,7 @@ def linear_nodes(y: Tensor, image: Tensor) -> list[Tensor]:
     ------
     TypeError
         If an operation between them is neither linear nor a ReLU that was opened, or the first axis
-        of its result is not that of the examples.
+        of its result does not number the examples.
     """
     nodes, moving = [], {id(image)}
     for node in tape(y):
@@ -320,7 +320,7 @@ def linear_nodes(y: Tensor, image: Tensor) -> list[Tensor]:
             raise TypeError(f"no linear bounds for {name} where both arguments depend on the image")
         if node.shape[:1] != image.shape[:1]:
             raise TypeError(
-                "linear bounds need a network in which the first axis is always that of the "
+                "linear bounds need a network in which the first axis always numbers the "
                 f"examples, but for {len(image)} of them {name} returned something of shape "
                 f"{node.shape}"
             )
